@@ -1,0 +1,85 @@
+"""The VAE of a config: networks, posterior, likelihood and prior put together."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax import likelihoods, networks, posteriors, priors
+from vae_jax.config import Config, make
+from vae_jax.core import VAE, Params
+from vae_jax.errors import UserError
+from vae_jax.inputs import DataInfo, to_float
+
+
+def build(config: Config, data: DataInfo) -> VAE:
+    """The VAE that `config` names for such data. UserError if they do not fit.
+
+    `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias.
+    """
+    shape = data.shape
+    if config.conditional and not data.num_classes:
+        raise UserError("conditional is true but the data has no labels. Give some or set --config.conditional=false.")
+    if config.batch_size > data.num_train:
+        raise UserError(f"batch_size is {config.batch_size}; expected at most the {data.num_train} training examples.")
+    context_size = data.num_classes if config.conditional else 0
+    likelihood = make(likelihoods, "likelihood", config.likelihood, shape, **config.likelihood_options)
+    _check_range(config, data, likelihood.support)
+    posterior = make(posteriors, "posterior", config.posterior, config.latent_dim, **config.posterior_options)
+    prior = make(priors, "prior", config.prior, config.latent_dim, **config.prior_options)
+    network = make(
+        networks,
+        "network",
+        config.network,
+        shape,
+        posterior.num_outputs,
+        likelihood.num_outputs,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        **config.network_options,
+    )
+
+    def init(key: Array, x: Array) -> Params:
+        x = to_float(x)
+        keys = jax.random.split(key, 4)
+        context = jnp.zeros((1, context_size)) if context_size else None
+        params = {
+            "encoder": network.encoder.init(keys[0], x[:1], context),
+            "decoder": network.decoder.init(keys[1], jnp.zeros((1, config.latent_dim)), context),
+            "posterior": posterior.init(keys[2]),
+            "likelihood": likelihood.init(),
+            "prior": prior.init(keys[3], x),
+        }
+        if config.output_bias:
+            output = params["decoder"]["output"]
+            output["bias"] = _output_bias(likelihood, jnp.mean(x, 0), output["bias"].size)
+        return params
+
+    def encode(params: Params, x: Array, context: Array | None = None):
+        return posterior.build(params["posterior"], network.encoder.apply(params["encoder"], x, context))
+
+    def decode(params: Params, z: Array, context: Array | None = None):
+        return likelihood.build(params["likelihood"], network.decoder.apply(params["decoder"], z, context))
+
+    def prior_of(params: Params):
+        return prior.build(params["prior"], lambda x: encode(params, x))
+
+    return VAE(init, encode, decode, prior_of)
+
+
+def _check_range(config: Config, data: DataInfo, support: tuple[float, float] | None) -> None:
+    """UserError if the data lies where the likelihood, or the draw that binarises it, has no meaning."""
+    low, high = (0.0, 1.0) if config.binarization != "none" else support or data.range
+    if data.range[0] < low or data.range[1] > high:
+        cause = "binarization" if config.binarization != "none" else "likelihood"
+        raise UserError(
+            f"{cause} {getattr(config, cause)!r} needs data in [{low:g}, {high:g}]; the training data lies in "
+            f"[{data.range[0]:g}, {data.range[1]:g}]. Rescale it, or choose --config.likelihood=gaussian."
+        )
+
+
+def _output_bias(likelihood: likelihoods.Likelihood, mean: Array, size: int) -> Array:
+    """The bias of the last layer: one an element of x, or, where a convolution has only `size`, one a channel."""
+    bias = likelihood.output_bias(mean)
+    if bias.size != size:
+        bias = likelihood.output_bias(jnp.mean(mean, (0, 1)))
+    return bias.reshape(size)
