@@ -1,0 +1,365 @@
+"""Data sets as arrays in memory: by name, or from one's own file or folder.
+
+Every split is a pure function of the data and the sizes asked for: the permutations have a fixed seed and come
+from NumPy's `RandomState`, whose stream is frozen across versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.metadata
+import math
+import operator
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from vae_jax.errors import UserError
+
+NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
+_PERMUTATION_SEED = 0
+_MAX_BYTES = 16 << 30
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Split(NamedTuple):
+    """x: [N, H, W, C] or [N, D], float32, or uint8 where v stands for v/255. label: int32 [N], or None."""
+
+    x: np.ndarray
+    label: np.ndarray | None
+
+
+class Dataset(NamedTuple):
+    """The three splits; `validation` is None when none was asked for."""
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of every array's shape, dtype and bytes: equal only for equal splits."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for array in (None, None) if split is None else split:
+                digest.update(b"none" if array is None else f"{array.shape}{array.dtype.str}".encode())
+                if array is not None:
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    classes: Iterable[int] = (),
+    validation_size: int = 0,
+) -> Dataset:
+    """Load a data set by name, or from a path.
+
+    name: one of
+      `digits`: scikit-learn's 8x8 digits, float32 in [0, 1]; 1,500 train, 297 test, by a fixed permutation;
+      `mnist`, `fashion_mnist`, `kmnist`: their own 60,000 train and 10,000 test images, uint8;
+      a `.npy` file: x; an `.npz` file: x (and y), or x_train and x_test (and y_train and y_test);
+      a folder: its .png, .jpg and .jpeg files in the order of their names, of one size; anything else in it,
+      hidden files and sub-folders are ignored. All grey: C = 1, otherwise RGB without alpha.
+      x is [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]; floats become float32, bools 0 and 255, integers in
+      0..255 uint8. y holds integers, [N]. Without an x_test, the last tenth (at least 1) of a fixed permutation
+      is the test split.
+    data_dir: where TFDS data is, or is prepared; else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. A decoded
+      copy is kept in `$XDG_CACHE_HOME/vae_jax`, or `~/.cache/vae_jax`.
+    classes: keep only the examples with these labels, in every split.
+    validation_size: how many examples move from train, after `classes`, to validation: the last ones of a fixed
+      permutation. At 0 the train split keeps its order and `validation` is None.
+
+    Raises UserError, naming the file where there is one, for everything that cannot be loaded as described.
+    """
+    name = os.fspath(name)
+    train, test = _train_and_test(name, data_dir)
+    train, test = _only_classes(name, (train, test), classes)
+    train, validation = _carve(train, validation_size)
+    return Dataset(name, train, validation, test)
+
+
+def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split]:
+    path = Path(os.path.expanduser(name))
+    if name == "digits":
+        return _digits()
+    if name in NAMES:
+        return _split(_tfds_arrays(name, data_dir), name)
+    if name and os.path.isdir(path):
+        return _split({"x": _read_folder(path)}, repr(name))
+    if os.path.isfile(path):
+        if path.suffix not in _READERS:
+            raise UserError(f"Cannot read {name!r}: expected a .npy or .npz file, or a folder of PNG or JPEG images.")
+        return _split(_READERS[path.suffix](path), repr(name))
+    if os.path.basename(name) != name or path.suffix in _READERS:
+        raise UserError(f"No file or folder {name!r}. Give the path of a .npy or .npz file or of a folder of images.")
+    guess = difflib.get_close_matches(name.lower(), NAMES, 1)
+    hint = f" Did you mean {guess[0]!r}?" if guess else ""
+    raise UserError(
+        f"Unknown data set {name!r}.{hint} Choose one of: {', '.join(NAMES)}, "
+        "or give the path of a .npy or .npz file or of a folder of images."
+    )
+
+
+def _permutation(n: int) -> np.ndarray:
+    return np.random.RandomState(_PERMUTATION_SEED).permutation(n)
+
+
+def _take(split: Split, index: np.ndarray) -> Split:
+    return Split(split.x[index], None if split.label is None else split.label[index])
+
+
+def _only_classes(name: str, splits: tuple[Split, Split], classes: Iterable[int]) -> tuple[Split, Split]:
+    try:
+        wanted = {operator.index(c) for c in classes}
+    except TypeError:
+        raise UserError(f"Got classes={classes!r}, expected integers, such as classes=(3, 7).") from None
+    if not wanted:
+        return splits
+    kept = []
+    for split, part in zip(splits, ("train", "test"), strict=True):
+        if split.label is None:
+            raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
+        present = set(np.unique(split.label).tolist())
+        if missing := sorted(wanted - present):
+            raise UserError(
+                f"Got classes {sorted(wanted)}, but the {part} split of {name!r} has no example of {missing}. "
+                f"Choose among {str(sorted(present))[:200]}."
+            )
+        kept.append(_take(split, np.isin(split.label, sorted(wanted))))
+    return kept[0], kept[1]
+
+
+def _carve(train: Split, validation_size: int) -> tuple[Split, Split | None]:
+    n = len(train.x)
+    if not isinstance(validation_size, (int, np.integer)) or not 0 <= validation_size < n:
+        raise UserError(f"Got validation_size={validation_size!r}, expected an integer from 0 to {n - 1}.")
+    if validation_size == 0:
+        return train, None
+    order = _permutation(n)
+    return _take(train, order[:-validation_size]), _take(train, order[-validation_size:])
+
+
+def _as_images(x: np.ndarray, source: str) -> np.ndarray:
+    """Return x as [N, D] or [N, H, W, C], uint8 or finite float32; raise UserError if it cannot be."""
+    if x.dtype.kind not in "buif":
+        raise UserError(f"{source} holds values of type {x.dtype}, expected floats, integers or bools.")
+    if x.ndim not in (2, 3, 4) or x.size == 0:
+        raise UserError(f"{source} has shape {x.shape}, expected non-empty [N, D], [N, H, W] or [N, H, W, C].")
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise UserError(f"{source} has shape {x.shape}, with channels first. Transpose it to [N, H, W, C].")
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype.kind == "b":
+        return x.astype(np.uint8) * np.uint8(255)
+    if x.dtype.kind in "ui":
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high > 255:
+            raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
+        # Taken at its word this would be a nearly black picture; it is binary data saved with the wrong type.
+        if high == 1:
+            raise UserError(f"{source} holds integers of 0 and 1 only, but v stands for v/255. Save it as bool.")
+        return x.astype(np.uint8, copy=False)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
+    if not np.isfinite(x).all():
+        raise UserError(f"{source} holds NaN, infinite or too large values, expected finite float32. Remove them.")
+    return x
+
+
+def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
+    if y.dtype.kind not in "ui" or y.shape != (n,):
+        raise UserError(f"{source} has labels of type {y.dtype}, shape {y.shape}; expected integers, shape ({n},).")
+    if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
+        raise UserError(f"{source} has labels from {y.min()} to {y.max()}, expected 0 to 2147483647.")
+    return y.astype(np.int32)
+
+
+def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
+    """Return train and test of arrays named as in the docstring of `load`."""
+
+    def part(suffix: str) -> Split:
+        x = _as_images(arrays[f"x{suffix}"], f"x{suffix} of {source}")
+        y = arrays.get(f"y{suffix}")
+        return Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
+
+    if arrays.keys() in ({"x"}, {"x", "y"}):
+        whole = part("")
+        n = len(whole.x)
+        if n < 2:
+            raise UserError(f"{source} holds one example, expected at least 2, since one becomes the test split.")
+        order, cut = _permutation(n), n - max(1, n // 10)
+        return _take(whole, order[:cut]), _take(whole, order[cut:])
+    if arrays.keys() in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
+        train, test = part("_train"), part("_test")
+        if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+            raise UserError(
+                f"{source} has x_train of shape {train.x.shape}, {train.x.dtype}, and x_test of shape {test.x.shape}, "
+                f"{test.x.dtype}; expected examples of one shape and type."
+            )
+        return train, test
+    raise UserError(
+        f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y), or x_train and x_test "
+        "(and y_train and y_test). Rename them."
+    )
+
+
+def _digits() -> tuple[Split, Split]:
+    def read() -> dict[str, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        return {"x": data.images.astype(np.uint8), "y": data.target}
+
+    arrays = _cached(f"digits-{importlib.metadata.version('scikit-learn')}", read)
+    whole = Split(arrays["x"].astype(np.float32)[..., None] / 16, arrays["y"].astype(np.int32))
+    order = _permutation(len(whole.x))
+    return _take(whole, order[:1500]), _take(whole, order[1500:])
+
+
+def _tfds_arrays(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
+    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    directory = _newest_version(root / name)
+    if directory is None:
+        from vae_jax import tfds_builders
+
+        directory = tfds_builders.prepare(name, root)
+    prepared = directory.resolve()
+
+    def read() -> dict[str, np.ndarray]:
+        from vae_jax import tfds_builders
+
+        return tfds_builders.read(prepared)
+
+    with _reading(prepared, "a directory prepared by TFDS"):
+        files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(prepared.iterdir())]
+    key = hashlib.sha256(repr((str(prepared), files)).encode()).hexdigest()[:16]
+    return _cached(f"{name}-{prepared.name}-{key}", read)
+
+
+def _newest_version(directory: Path) -> Path | None:
+    found = [p.parent for p in directory.glob("*/dataset_info.json")]
+    versions = [p for p in found if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+    return max(versions, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
+
+
+def _cached(key: str, read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return read(), or the copy of it in the user's cache; a copy that is damaged is replaced."""
+    path = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax", f"{key}.npz")
+    with contextlib.suppress(UserError):
+        return _read_npz(path)
+    arrays = read()
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return arrays
+
+
+@contextlib.contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one line that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}.") from error
+
+
+def _check_size(size: int) -> None:
+    # Half of the memory, where it is known, since splitting copies the data once.
+    known = hasattr(os, "sysconf")
+    limit = min(_MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2) if known else _MAX_BYTES
+    if size > limit:
+        raise ValueError(f"it expands to {size} bytes, and the limit here is {limit}")
+
+
+def _read_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Read a .npy stream of `size` bytes, allocating nothing that the stream does not hold."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its npy format is {version}")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled Python objects, as NumPy saves ragged arrays")
+    announced, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if announced != held:
+        raise ValueError(f"its header announces {announced} bytes of values, but it holds {held}")
+    _check_size(announced)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_npy(path: Path) -> dict[str, np.ndarray]:
+    with _reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
+        return {"x": _read_array(file, os.fstat(file.fileno()).st_size)}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with _reading(path, "plain arrays written by numpy.savez"), zipfile.ZipFile(path) as archive:
+        _check_size(sum(info.file_size for info in archive.infolist()))
+        arrays = {}
+        for info in archive.infolist():
+            with archive.open(info) as file:
+                arrays[info.filename.removesuffix(".npy")] = _read_array(file, info.file_size)
+        return arrays
+
+
+_READERS = {".npy": _read_npy, ".npz": _read_npz}
+
+
+@contextlib.contextmanager
+def _open_image(path: Path) -> Iterator[Any]:
+    from PIL import Image
+
+    with _reading(path, "an 8-bit PNG or JPEG image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            yield image
+
+
+def _read_folder(folder: Path) -> np.ndarray:
+    """Return the images of a folder, [N, H, W, C], uint8. Every header is checked before any image is decoded."""
+    with _reading(folder, "a folder of PNG or JPEG images"):
+        files = (p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith("."))
+        paths = sorted(p for p in files if p.is_file())
+        if not paths:
+            raise ValueError(f"it holds no file ending in {', '.join(_IMAGE_SUFFIXES)}, and sub-folders are not read")
+    sizes, modes = [], set()
+    for path in paths:
+        with _open_image(path) as image:
+            sizes.append(image.size)
+            modes.add(image.mode)
+            if image.mode[0] in "IF":
+                raise ValueError("it has more than 8 bits per pixel")
+            if image.size != sizes[0]:
+                raise ValueError(f"its size is {image.size}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
+    mode = "L" if modes <= {"1", "L"} else "RGB"
+    width, height = sizes[0]
+    shape = (len(paths), height, width, len(mode))
+    with _reading(folder, "fewer or smaller images"):
+        _check_size(math.prod(shape))
+        x = np.empty(shape, np.uint8)
+    for row, path in zip(x, paths, strict=True):
+        with _open_image(path) as image:
+            row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
+    return x

@@ -1,0 +1,110 @@
+"""From a data set to what a model sees: arrays on the device, labels as context, binarisation, and their checks."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vae_jax.config import Config
+from vae_jax.datasets import Dataset, Split
+from vae_jax.errors import UserError
+
+BINARIZATION_SEED = 0  # of the binarised validation and test splits, which every run shares
+SPLITS = ("train", "validation", "test")
+
+
+class DataInfo(NamedTuple):
+    """What a model needs to know of its data."""
+
+    shape: tuple[int, ...]  # of an example
+    num_classes: int  # 0 without labels
+    range: tuple[float, float]  # of the training examples, as the model sees them
+    num_train: int
+    num_validation: int
+    num_test: int
+    fingerprint: str
+    data_dir: str | None  # where it was found
+
+
+class Examples(NamedTuple):
+    """Examples on the device."""
+
+    x: Array  # [N, *shape], uint8 or float32
+    context: Array | None  # [N, C], one-hot labels of a conditional VAE
+
+
+def describe(dataset: Dataset, data_dir: str | None) -> DataInfo:
+    x, validation = dataset.train.x, dataset.validation
+    scale = 255 if x.dtype == np.uint8 else 1
+    return DataInfo(
+        x.shape[1:],
+        num_classes(dataset),
+        (float(x.min()) / scale, float(x.max()) / scale),
+        len(x),
+        0 if validation is None else len(validation.x),
+        len(dataset.test.x),
+        dataset.fingerprint,
+        None if data_dir is None else str(Path(data_dir).absolute()),
+    )
+
+
+def num_classes(dataset: Dataset) -> int:
+    """One more than the largest label; 0 without labels."""
+    labels = [split.label for split in (dataset.train, dataset.test)]
+    return max((int(label.max()) + 1 for label in labels if label is not None), default=0)
+
+
+def training_examples(dataset: Dataset, config: Config) -> Examples:
+    """The training split, as stored: `make_prepare(config)` turns its batches into the model's input."""
+    if config.binarization == "static":
+        return evaluation_examples(dataset, "train", config)
+    return Examples(jax.device_put(dataset.train.x), _context(dataset, dataset.train, config))
+
+
+def evaluation_examples(dataset: Dataset, split: str, config: Config) -> Examples:
+    """A split as the model sees it, float32: binarised once by a fixed seed if the config binarises at all.
+
+    UserError if the data set has no such split.
+    """
+    part = getattr(dataset, split) if split in SPLITS else None
+    if part is None:
+        known = [name for name in SPLITS if getattr(dataset, name) is not None]
+        raise UserError(f"{dataset.name} has no split {split!r}. Choose one of: {', '.join(known)}.")
+    return Examples(prepare_fixed(part.x, split, config), _context(dataset, part, config))
+
+
+def prepare_fixed(x: np.ndarray, split: str, config: Config) -> Array:
+    """Stored examples as float32, binarised by the fixed seed and the split's name if the config binarises at all."""
+    floats = to_float(jax.device_put(x))
+    if config.binarization == "none":
+        return floats
+    return binarize(jax.random.fold_in(jax.random.key(BINARIZATION_SEED), SPLITS.index(split)), floats)
+
+
+def make_prepare(config: Config):
+    """prepare(key, x): a stored batch as the model's input in training."""
+    if config.binarization == "dynamic":
+        return lambda key, x: binarize(key, to_float(x))
+    return lambda key, x: to_float(x)
+
+
+def to_float(x: Array) -> Array:
+    """A byte v stands for v / 255."""
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+
+def binarize(key: Array, x: Array) -> Array:
+    """A draw from Bernoulli(x), elementwise, for x in [0, 1]: 0 never sets a pixel and 1 always does.
+
+    Uniform floats are multiples of 2^-23 below 1: the probability is x to float precision.
+    """
+    return (jax.random.uniform(key, x.shape) < x).astype(jnp.float32)
+
+
+def _context(dataset: Dataset, split: Split, config: Config) -> Array | None:
+    if not config.conditional or split.label is None:
+        return None
+    return jax.nn.one_hot(jax.device_put(split.label), num_classes(dataset))
