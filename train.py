@@ -1,0 +1,91 @@
+"""Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
+
+import json
+import sys
+import time
+from functools import partial
+
+from vae_jax import console
+
+
+def main(argv: list[str]) -> None:
+    options = console.parse_train(argv)  # before jax is imported: a typo answers at once
+    config, run_dir = options.config, options.workdir
+    console.setup_jax(options)
+
+    import jax
+    import numpy as np
+
+    from vae_jax import checkpoints, datasets, evaluate, inputs, metrics, models, objectives, pictures, update, views
+
+    # The data.
+    dataset = datasets.load(
+        config.dataset, data_dir=options.data_dir, classes=config.classes, validation_size=config.validation_size
+    )
+    data = inputs.describe(dataset, options.data_dir)
+    split = "validation" if dataset.validation else "test"
+    examples = inputs.training_examples(dataset, config)
+    label = getattr(dataset, split).label
+    held_out = inputs.evaluation_examples(dataset, split, config)
+
+    # The model and what improves it.
+    vae, objective = models.build(config, data), objectives.build(config)
+    steps_per_epoch = data.num_train // config.batch_size
+    num_steps = config.num_epochs * steps_per_epoch
+    optimizer = update.make_optimizer(config, steps_per_epoch)
+    prepare = inputs.make_prepare(config)
+    one_step = update.make_update(vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay)
+    train = update.make_train(one_step, config.batch_size)
+    evaluate_held_out = evaluate.make_evaluate_objective(vae, objective)
+    init = jax.jit(partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0))
+    state = init(jax.random.key(config.seed), examples.x)
+
+    checkpoints.begin(run_dir, config, data, restart=options.restart)
+    with checkpoints.open_checkpoints(run_dir) as manager, console.stop_signals() as stopped:
+        state, totals = checkpoints.resume(manager, run_dir, state)
+        step, mean = int(state.step), None
+        if step:
+            console.say(f"{run_dir}: resumed at step {step} of {num_steps}")
+        state, _ = train(state, examples, jax.device_put(np.int32(0)))  # compiles, so that the rates below are of steps
+        bar = console.bar(total=num_steps, initial=step, unit="step")
+        chunk = 1  # steps a call: about a second of them
+
+        while step < num_steps and not stopped():
+            start = time.monotonic()
+            count = min(chunk, steps_per_epoch - step % steps_per_epoch)
+            state, sums = train(state, examples, jax.device_put(np.int32(count)))
+            sums = jax.device_get(sums)
+            seconds = time.monotonic() - start
+            totals = metrics.add(totals, sums, count, seconds)
+            step, chunk = step + count, max(1, int(count / seconds))
+            bar.update(count)
+            bar.set_postfix(loss=f"{sums['loss'] / count:.3f}")
+            if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
+                continue
+
+            values, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
+            at = {"step": step, "epoch": step / steps_per_epoch}
+            trained = {**at, "split": "train", **metrics.averages(totals, config.batch_size)}
+            record = {**at, "split": split, **metrics.means(values), "active_units": evaluate.active_units(mean)}
+            rate = trained["examples_per_second"]
+            console.say(metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate))
+            metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
+            totals = {}
+            checkpoints.save(manager, state, totals, record["loss"])
+            if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
+                trained_vae = checkpoints.Restored(config, data, vae, state.averaged, step)
+                views.draw_run(run_dir / f"epoch-{at['epoch']:g}", trained_vae, held_out, label, mean)
+
+        bar.close()
+        checkpoints.save(manager, state, totals)  # stopped inside an epoch
+
+    if mean is not None:
+        views.draw_run(run_dir, checkpoints.Restored(config, data, vae, state.averaged, step), held_out, label, mean)
+        pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
+    if step < num_steps:
+        console.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
+    print(json.dumps({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

@@ -1,0 +1,151 @@
+"""What every command shares: flags, errors on one line, a progress bar, the compilation cache. Imports no jax."""
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vae_jax.config import Config, load_recipe, override
+from vae_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with every error one line that begins `error:`."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+    def parse_args(self, args=None, namespace=None):
+        known, rest = self.parse_known_args(args, namespace)
+        if rest:
+            flag = rest[0].split("=")[0]
+            flags = [option for action in self._all_actions() for option in action.option_strings]
+            close = difflib.get_close_matches(flag, flags, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            kind = "flag" if flag.startswith("-") else "argument"
+            raise UserError(f"Unknown {kind} {flag}.{hint} See {self.prog} --help.")
+        return known
+
+    def _all_actions(self) -> Iterator[argparse.Action]:
+        for action in self._actions:
+            yield action
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser._actions
+
+
+def parse_train(argv: list[str]) -> argparse.Namespace:
+    """The flags of train.py, with `config` a Config and `workdir` a Path."""
+    root = Path(__file__).resolve().parent.parent
+    parser = Parser(
+        prog="train.py",
+        description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
+    )
+    parser.add_argument("--config", default=str(root / "configs/digits.py"), metavar="FILE", help="recipe in Python")
+    parser.add_argument("--workdir", metavar="DIR", help="run directory; by default checkpoints/NAME_OF_RECIPE")
+    parser.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data; TFDS_DATA_DIR")
+    parser.add_argument("--restart", action="store_true", help="move an existing run aside and begin anew")
+    add_cache_flag(parser)
+    group = parser.add_argument_group("fields of the config, with the default of a recipe that does not set them")
+    for f in fields(Config):
+        choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+        text = f"{f.metadata['doc']}{choices}; default {getattr(Config(), f.name)!r}".replace("%", "%%")
+        group.add_argument(f"--config.{f.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+    options = parser.parse_args(argv)
+    prefix = "config."
+    values = {name.removeprefix(prefix): text for name, text in vars(options).items() if name.startswith(prefix)}
+    if options.workdir is None:
+        options.workdir = root / "checkpoints" / Path(options.config).stem
+    options.workdir = Path(options.workdir)
+    options.config = override(load_recipe(options.config), values)
+    return options
+
+
+def positive(text: str) -> int:
+    """Type of a flag: a whole number from 1."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """Type of a flag: a whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.lstrip("-").isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+    return int(text)
+
+
+def add_cache_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no_compilation_cache",
+        action="store_true",
+        help="do not keep compiled programs in the user's cache directory",
+    )
+
+
+def setup_jax(options: argparse.Namespace) -> None:
+    """Import jax, with compiled programs kept in the user's cache directory for the next start."""
+    import jax
+
+    if not options.no_compilation_cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Call `main` with the command line. Bad input is one line on stderr and the exit status 2."""
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of stdout has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def say(line: str) -> None:
+    """A line of log on stderr, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
+    """A progress bar on stderr, drawn only in a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(steps, disable=None, dynamic_ncols=True, leave=False, **kwargs)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM and the first Ctrl-C only make the given function true; a second Ctrl-C interrupts."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,65 @@
+"""What a trained VAE can make: pure functions from (params, key or x, vae) to arrays of images."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import ndtri
+
+from vae_jax.core import VAE, Params
+
+
+class Samples(NamedTuple):
+    z: Array  # [N, L]
+    mean: Array  # [N, *shape], E[x | z]
+    x: Array  # [N, *shape], a draw from p(x | z)
+
+
+def sample(params: Params, key: Array, vae: VAE, num: int) -> Samples:
+    """Ancestral samples: z ~ p(z), x ~ p(x | z)."""
+    z_key, x_key = jax.random.split(key)
+    z = vae.prior(params).sample(z_key, (num,))
+    p = vae.decode(params, z)
+    return Samples(z, p.mean, p.sample(x_key))
+
+
+def reconstruct(params: Params, x: Array, vae: VAE) -> Array:
+    """E[x' | z] at the posterior mean z of each x: [N, *shape]."""
+    return vae.decode(params, vae.encode(params, x).mean).mean
+
+
+def interpolate(params: Params, x: Array, y: Array, vae: VAE, num: int) -> Array:
+    """Decoded points on the lines between the posterior means of x and of y: [N, *shape] each -> [N, num, *shape]."""
+    start, end = (vae.encode(params, a).mean for a in (x, y))
+    steps = jnp.linspace(0.0, 1.0, num)
+    decode = jax.vmap(lambda t: vae.decode(params, jax.tree.map(lambda a, b: (1 - t) * a + t * b, start, end)).mean)
+    return jnp.swapaxes(decode(steps), 0, 1)
+
+
+def traverse(params: Params, x: Array, vae: VAE, num: int, extent: float = 3.0) -> Array:
+    """One latent dimension moved at a time from -extent to extent, the rest at the posterior mean of x [1, *shape].
+
+    Result: [L, num, *shape].
+    """
+    z = vae.encode(params, x).mean
+    size = z.shape[-1]
+    values = jnp.linspace(-extent, extent, num)
+    grid = jnp.broadcast_to(z.reshape(1, 1, size), (size, num, size))
+    dims = jnp.arange(size)
+    grid = grid.at[dims, :, dims].set(jnp.broadcast_to(values, (size, num)))
+    decode = jax.vmap(lambda z: vae.decode(params, z.reshape(1, size)).mean[0])
+    return jax.lax.map(decode, grid)
+
+
+def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussian: bool = False) -> Array:
+    """E[x | z] over a num x num grid of a 2-dimensional z: [num, num, *shape].
+
+    The grid covers [-extent, extent]^2 evenly, or with `gaussian` lies at the quantiles of N(0, 1), as in figure 4 of
+    Kingma & Welling 2014. z_1 runs to the right and z_2 upwards.
+    """
+    axis = jnp.linspace(-extent, extent, num)
+    if gaussian:
+        axis = ndtri((jnp.arange(num) + 0.5) / num)
+    z = jnp.stack(jnp.meshgrid(axis, axis[::-1]), -1)
+    return jax.lax.map(lambda row: vae.decode(params, row).mean, z)

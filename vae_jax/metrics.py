@@ -1,0 +1,67 @@
+"""metrics.jsonl: one evaluation of one split a line. And the averages over the steps in between."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Totals = dict[str, float]  # sums over steps, with how many `steps` and `seconds` they took
+
+
+def add(totals: Totals, sums: Mapping[str, Any], steps: int, seconds: float) -> Totals:
+    new = {**{name: float(value) for name, value in sums.items()}, "steps": steps, "seconds": seconds}
+    return {name: totals.get(name, 0.0) + value for name, value in new.items()}
+
+
+def averages(totals: Totals, batch_size: int) -> dict[str, float]:
+    """The mean of each metric over the steps, and the examples a second."""
+    means = {name: total / totals["steps"] for name, total in totals.items() if name not in ("steps", "seconds")}
+    return {**means, "examples_per_second": totals["steps"] * batch_size / totals["seconds"]}
+
+
+def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The averages over examples."""
+    return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
+
+
+def append(run_dir: Path, *records: dict[str, Any]) -> None:
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """The records; a last line torn by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def truncate(run_dir: Path, step: int) -> None:
+    """Drop the records after `step`, which a resumed run writes again."""
+    kept = [record for record in read(run_dir) if record["step"] <= step]
+    write_text(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str:
+    """One line for a person. rate: training examples a second."""
+    minutes, seconds = divmod(int(seconds_left), 60)
+    return (
+        f"epoch {record['epoch']:g}  {record['split']}: loss {record['loss']:.3f}  "
+        f"log_likelihood {record['log_likelihood']:.3f}  kl {record['kl']:.3f}  "
+        f"active_units {record['active_units']}  {rate:,.0f} examples/s  {minutes}:{seconds:02d} left"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

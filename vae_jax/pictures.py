@@ -1,0 +1,87 @@
+"""Images as PNG files: grids by Pillow, curves and scatter plots by matplotlib."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Write images [N, *shape], `columns` a row, as one PNG; `value_range` becomes black to white.
+
+    shape: [H, W, C]; channels that are not 1 or 3 are averaged. Feature vectors [D] are drawn as strips.
+    """
+    from PIL import Image
+
+    pixels = grid(_as_images(np.asarray(images, np.float32)), columns, value_range)
+    scale = max(1, 480 // max(pixels.shape[:2]))  # small images would be drawn as a stamp
+    image = Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1))
+    replace(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """[N, H, W, C] -> one uint8 picture [H', W'] or [H', W', 3] with a pixel of grey between the images."""
+    low, high = value_range
+    scaled = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    num, height, width, channels = scaled.shape
+    rows = -(-num // columns)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 0.35, np.float32)
+    for i, image in enumerate(scaled):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image
+    pixels = np.rint(canvas * 255).astype(np.uint8)
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+def save_curves(path: Path, records: list[dict[str, Any]]) -> None:
+    """Draw the learning curves of metrics.jsonl: the bound and its two terms by split, against the epoch."""
+    figure, axes = _figure(3, (12, 3.6))
+    for axis, name in zip(axes, ("elbo", "log_likelihood", "kl"), strict=True):
+        for split in sorted({record["split"] for record in records}):
+            points = [(record["epoch"], record[name]) for record in records if record["split"] == split]
+            axis.plot(*zip(*points, strict=True), label=split, marker="." if len(points) < 40 else None)
+        axis.set_title(f"{name} (nats)")
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    _save_figure(path, figure)
+
+
+def save_scatter(path: Path, mean: np.ndarray, label: np.ndarray | None) -> None:
+    """Draw the first two dimensions of the posterior means [N, L], coloured by label."""
+    figure, (axis,) = _figure(1, (6.4, 5.6))
+    color = {} if label is None else {"c": label, "cmap": "tab10" if label.max() < 10 else "viridis"}
+    points = axis.scatter(mean[:, 0], mean[:, 1], s=4, alpha=0.6, linewidths=0, **color)
+    if label is not None:
+        figure.colorbar(points, ax=axis, label="label")
+    axis.set_xlabel("z_1")
+    axis.set_ylabel("z_2")
+    axis.set_aspect("equal")
+    _save_figure(path, figure)
+
+
+def _as_images(x: np.ndarray) -> np.ndarray:
+    if x.ndim == 2:
+        x = x[:, None, :, None]
+    return x if x.shape[-1] in (1, 3) else x.mean(-1, keepdims=True)
+
+
+def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _save_figure(path: Path, figure: Any) -> None:
+    replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def replace(path: Path, write: Any) -> None:
+    """Let `write` make a file under another name first: a half-written picture never takes a good one's place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    os.replace(temporary, path)

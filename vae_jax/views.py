@@ -1,0 +1,52 @@
+"""The pictures of a trained VAE, as PNG files: the same in training and after it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import generate, pictures
+from vae_jax.checkpoints import Restored
+from vae_jax.core import VAE, Params, condition
+from vae_jax.inputs import Examples
+
+Range = tuple[float, float]  # of the data: what is drawn black and white
+
+
+def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, value_range: Range) -> None:
+    """Pairs of rows: inputs, and under each one its reconstruction."""
+    x, own = examples.x, condition(vae, examples.context)
+    y = jax.jit(lambda params, x: generate.reconstruct(params, x, own))(params, x)
+    columns = min(len(x), 12)
+    num = len(x) // columns * columns
+    rows = jnp.stack([a[:num].reshape(-1, columns, *x.shape[1:]) for a in (x, y)], 1)
+    pictures.save_grid(path, rows.reshape(-1, *x.shape[1:]), columns, value_range)
+
+
+def samples(path: Path, drawn: generate.Samples, value_range: Range) -> None:
+    """A square grid of E[x | z] at samples z of the prior."""
+    pictures.save_grid(path, drawn.mean, max(1, round(len(drawn.mean) ** 0.5)), value_range)
+
+
+def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int = 20, **grid: Any) -> None:
+    """E[x | z] over a grid of a two-dimensional z."""
+    images = jax.jit(lambda params: generate.manifold(params, vae, num, **grid))(params)
+    pictures.save_grid(path, images.reshape(-1, *images.shape[2:]), num, value_range)
+
+
+def draw_run(folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: np.ndarray) -> None:
+    """What a model has learned, into `folder`. held_out, label, mean: an evaluated split and its posterior means."""
+    _, data, vae, params, _ = restored
+    folder.mkdir(exist_ok=True)
+    few = jax.tree.map(lambda a: a[:48], held_out)
+    reconstructions(folder / "reconstructions.png", vae, params, few, data.range)
+    context = None if held_out.context is None else jnp.eye(data.num_classes)[jnp.arange(64) % data.num_classes]
+    own = condition(vae, context)
+    drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(0))
+    samples(folder / "samples.png", drawn, data.range)
+    if mean.shape[-1] == 2:
+        pictures.save_scatter(folder / "latents.png", mean, label)
+        one = condition(vae, None if context is None else context[:1])
+        manifold(folder / "manifold.png", one, params, data.range)
