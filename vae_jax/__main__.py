@@ -1,0 +1,78 @@
+"""`python -m vae_jax COMMAND RUN_DIR [flags]`: what a trained VAE can do. The run directory is all it takes."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from vae_jax import console
+
+
+def parse(argv: list[str]) -> Namespace:
+    parser = console.Parser(prog="vae_jax", description="Use a trained VAE: its run directory is all it takes.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, out: str | None = None) -> console.Parser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+        sub.add_argument("--checkpoint", default="latest", help="latest, best or a step (%(default)s)")
+        sub.add_argument("--seed", type=console.natural, default=0, help="of everything random (%(default)s)")
+        if out:
+            sub.add_argument("--out", type=Path, help=f"file to write; by default RUN_DIR/{out}")
+        console.add_cache_flag(sub)
+        return sub
+
+    def data_flags(sub: console.Parser) -> None:
+        sub.add_argument("--data", metavar="NAME", help="data set or file; by default the one it was trained on")
+        sub.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
+        sub.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(%(default)s)")
+
+    sub = command("sample", "Draw from the prior and decode.", "sample.png")
+    sub.add_argument("--num", type=console.positive, default=64, help="(%(default)s)")
+    sub.add_argument("--label", type=console.natural, help="class, for a conditional VAE; by default all in turn")
+
+    for name, text, num in (
+        ("reconstruct", "Pictures of inputs and, under each one, its reconstruction.", 48),
+        ("interpolate", "Rows of pictures on the lines between pairs of inputs.", 8),
+        ("traverse", "One latent dimension a row, moved while the others keep an input's values.", None),
+    ):
+        sub = command(name, text, f"{name}.png")
+        data_flags(sub)
+        if num:
+            sub.add_argument("--num", type=console.positive, default=num, help="inputs or pairs (%(default)s)")
+        else:
+            sub.add_argument("--index", type=console.natural, default=0, help="which input (%(default)s)")
+
+    sub = command("manifold", "A grid of decoded points of a two-dimensional latent space.", "manifold.png")
+    sub.add_argument("--num", type=console.positive, default=20, help="points a side (%(default)s)")
+    sub.add_argument("--extent", type=float, default=2.0, help="covers [-EXTENT, EXTENT]^2 (%(default)s)")
+    sub.add_argument("--gaussian", action="store_true", help="place the points at the quantiles of N(0, 1) instead")
+    sub.add_argument("--label", type=console.natural, default=0, help="class, for a conditional VAE (%(default)s)")
+
+    sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
+    data_flags(sub)
+
+    sub = command("evaluate", "ELBO and importance-weighted NLL of a split, in nats: one JSON object on stdout.")
+    data_flags(sub)
+    sub.add_argument("--num_samples", type=console.positive, default=500, help="K, posterior samples (%(default)s)")
+    sub.add_argument("--limit", type=console.positive, help="only the first LIMIT examples")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    options = parse(argv)  # before jax is imported: a typo answers at once
+    if getattr(options, "out", None) is None and "out" in options:
+        options.out = options.run_dir / {"encode": "latents.npz"}.get(options.command, f"{options.command}.png")
+    console.setup_jax(options)
+    from vae_jax import commands
+
+    result = getattr(commands, options.command)(options)
+    print(result if isinstance(result, str) else json.dumps(result))
+
+
+def script() -> None:
+    sys.exit(console.run(main))
+
+
+if __name__ == "__main__":
+    script()

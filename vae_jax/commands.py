@@ -1,0 +1,186 @@
+"""The commands of `python -m vae_jax`, each a function of its flags."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import checkpoints, console, datasets, generate, inputs, pictures, views
+from vae_jax.checkpoints import Restored
+from vae_jax.core import VAE, condition
+from vae_jax.distributions import DiagonalGaussian, FullGaussian
+from vae_jax.errors import UserError
+from vae_jax.evaluate import flat_mean, make_evaluate, summarize
+from vae_jax.inputs import Examples
+
+
+def sample(options: Namespace) -> str:
+    restored = _load(options)
+    vae = _of_label(restored, options.label, options.num)
+    draw = jax.jit(lambda params, key: generate.sample(params, key, vae, options.num))
+    drawn = draw(restored.params, jax.random.key(options.seed))
+    if options.out.suffix == ".npz":
+        arrays = {"z": _flat(drawn.z), "mean": drawn.mean, "x": drawn.x}
+        return _write(options.out, lambda path: _save_npz(path, arrays))
+    return _write(options.out, lambda path: views.samples(path, drawn, restored.data.range))
+
+
+def reconstruct(options: Namespace) -> str:
+    restored = _load(options)
+    examples, _ = _examples(options, restored, options.num)
+    data = restored.data
+    return _write(
+        options.out, lambda path: views.reconstructions(path, restored.vae, restored.params, examples, data.range)
+    )
+
+
+def interpolate(options: Namespace) -> str:
+    restored = _load(options)
+    examples, _ = _examples(options, restored, 2 * options.num)
+    num = len(examples.x) // 2
+    start, end = (jax.tree.map(lambda a, i=i: a[i * num : (i + 1) * num], examples) for i in (0, 1))
+    rows = jax.jit(
+        lambda params: generate.interpolate(params, start.x, end.x, condition(restored.vae, start.context), 12)
+    )(restored.params)
+    return _write(
+        options.out,
+        lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 12, restored.data.range),
+    )
+
+
+def traverse(options: Namespace) -> str:
+    restored = _load(options)
+    examples, _ = _examples(options, restored, options.index + 1)
+    if options.index >= len(examples.x):
+        raise UserError(f"--index is {options.index}; the split has {len(examples.x)} examples, counted from 0.")
+    one = jax.tree.map(lambda a: a[-1:], examples)
+    vae = condition(restored.vae, one.context)
+    rows = jax.jit(lambda params: generate.traverse(params, one.x, vae, 11))(restored.params)
+    return _write(
+        options.out,
+        lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 11, restored.data.range),
+    )
+
+
+def manifold(options: Namespace) -> str:
+    restored = _load(options)
+    if restored.config.latent_dim != 2:
+        raise UserError(
+            f"A manifold needs latent_dim 2; {options.run_dir} has {restored.config.latent_dim}. Use traverse instead."
+        )
+    vae = _of_label(restored, options.label, 1)
+    return _write(
+        options.out,
+        lambda path: views.manifold(
+            path,
+            vae,
+            restored.params,
+            restored.data.range,
+            options.num,
+            extent=options.extent,
+            gaussian=options.gaussian,
+        ),
+    )
+
+
+def encode(options: Namespace) -> str:
+    restored = _load(options)
+    examples, label = _examples(options, restored)
+
+    @jax.jit
+    def batch(params, examples: Examples):
+        q = condition(restored.vae, examples.context).encode(params, examples.x)
+        arrays = {"mean": flat_mean(q)}
+        if isinstance(q, DiagonalGaussian):
+            arrays["log_var"] = q.log_var
+        if isinstance(q, FullGaussian):
+            arrays["log_var"] = jnp.log(jnp.sum(q.scale_tril**2, -1))
+        return arrays
+
+    starts = range(0, len(examples.x), 2000)
+    chunks = [jax.tree.map(lambda a, i=i: a[i : i + starts.step], examples) for i in starts]
+    parts = [jax.tree.map(np.asarray, batch(restored.params, chunk)) for chunk in chunks]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if label is not None:
+        arrays["label"] = label
+    return _write(options.out, lambda path: _save_npz(path, arrays))
+
+
+def evaluate(options: Namespace) -> dict[str, Any]:
+    restored = _load(options)
+    examples, _ = _examples(options, restored, options.limit)
+    run = make_evaluate(restored.vae, num_samples=options.num_samples)
+    result = run(restored.params, jax.random.key(options.seed), examples, console.bar)
+    return {
+        **summarize(result, options.num_samples),
+        "split": options.split,
+        "binarization": restored.config.binarization,
+        "step": restored.step,
+        "seed": options.seed,
+    }
+
+
+def _load(options: Namespace) -> Restored:
+    return checkpoints.load(options.run_dir, options.checkpoint)
+
+
+def _examples(options: Namespace, restored: Restored, limit: int | None = None) -> tuple[Examples, np.ndarray | None]:
+    """The first `limit` examples of the split that the flags name, as the model sees them, and their labels."""
+    config, data = restored.config, restored.data
+    dataset = datasets.load(
+        options.data or config.dataset,
+        data_dir=options.data_dir or data.data_dir,
+        classes=() if options.data else config.classes,
+        validation_size=0 if options.data else config.validation_size,
+    )
+    shape = dataset.train.x.shape[1:]
+    if shape != data.shape:
+        raise UserError(f"{dataset.name} has examples of shape {shape}; the VAE was trained on {data.shape}.")
+    if not options.data and dataset.fingerprint != data.fingerprint:
+        raise UserError(
+            f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
+            f"{data.fingerprint}). Give the data with --data to use it all the same."
+        )
+    examples = inputs.evaluation_examples(dataset, options.split, config)
+    if config.conditional and (examples.context is None or examples.context.shape[-1] != data.num_classes):
+        raise UserError(
+            f"The VAE is conditional on {data.num_classes} classes; {dataset.name} has other labels or none."
+        )
+    label = getattr(dataset, options.split).label
+    return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
+
+
+def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
+    """The VAE of one class, or of all classes in turn, for `num` latents."""
+    if not restored.config.conditional:
+        if label:
+            raise UserError("--label needs a conditional VAE; this one was trained with conditional=False.")
+        return restored.vae
+    classes = restored.data.num_classes
+    if label is not None and label >= classes:
+        raise UserError(f"--label is {label}; the VAE knows the classes 0 to {classes - 1}.")
+    labels = jnp.arange(num) % classes if label is None else jnp.full(num, label)
+    return condition(restored.vae, jax.nn.one_hot(labels, classes))
+
+
+def _flat(z: Any) -> Any:
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(z)], -1)
+
+
+def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, numpy would append a suffix to it
+            np.savez(file, **arrays)
+
+    pictures.replace(path, write)
+
+
+def _write(path: Path, save: Any) -> str:
+    try:
+        save(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}). Choose another file with --out.") from None
+    return str(path)
