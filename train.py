@@ -16,7 +16,19 @@ def main(argv: list[str]) -> None:
     import jax
     import numpy as np
 
-    from vae_jax import checkpoints, datasets, evaluate, inputs, metrics, models, objectives, pictures, update, views
+    from vae_jax import (
+        checkpoints,
+        compiling,
+        datasets,
+        evaluate,
+        inputs,
+        metrics,
+        models,
+        objectives,
+        pictures,
+        update,
+        views,
+    )
 
     # The data.
     dataset = datasets.load(
@@ -34,8 +46,11 @@ def main(argv: list[str]) -> None:
     num_steps = config.num_epochs * steps_per_epoch
     optimizer = update.make_optimizer(config, steps_per_epoch)
     prepare = inputs.make_prepare(config)
-    one_step = update.make_update(vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay)
-    train = update.make_train(one_step, config.batch_size)
+    schedules = update.make_schedules(config)
+    one_step = update.make_update(
+        vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay, schedules=schedules
+    )
+    train = compiling.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, objective)
     init = jax.jit(partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0))
     state = init(jax.random.key(config.seed), examples.x)
@@ -79,6 +94,8 @@ def main(argv: list[str]) -> None:
         bar.close()
         checkpoints.save(manager, state, totals)  # stopped inside an epoch
 
+    if mean is None and not (run_dir / "curves.png").exists():
+        _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
     if mean is not None:
         views.draw_run(run_dir, checkpoints.Restored(config, data, vae, state.averaged, step), held_out, label, mean)
         pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))

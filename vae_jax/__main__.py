@@ -45,9 +45,9 @@ def parse(argv: list[str]) -> Namespace:
 
     sub = command("manifold", "A grid of decoded points of a two-dimensional latent space.", "manifold.png")
     sub.add_argument("--num", type=console.positive, default=20, help="points a side (%(default)s)")
-    sub.add_argument("--extent", type=float, default=2.0, help="covers [-EXTENT, EXTENT]^2 (%(default)s)")
+    sub.add_argument("--extent", type=console.extent, default=2.0, help="covers [-EXTENT, EXTENT]^2 (%(default)s)")
     sub.add_argument("--gaussian", action="store_true", help="place the points at the quantiles of N(0, 1) instead")
-    sub.add_argument("--label", type=console.natural, default=0, help="class, for a conditional VAE (%(default)s)")
+    sub.add_argument("--label", type=console.natural, help="class, for a conditional VAE; by default 0")
 
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
     data_flags(sub)

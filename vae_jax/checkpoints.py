@@ -6,6 +6,8 @@ checkpoints/N/   after step N: `params` (the weights to evaluate), `state` (the 
 """
 
 import json
+import logging
+import operator
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +42,14 @@ def begin(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = Fals
 
     restart: move an existing one aside first. UserError names the fields that differ.
     """
-    if run_dir.exists() and restart:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} cannot be written (it is a file). Choose another --workdir.")
+    if not _is_new(run_dir):
+        if not restart:
+            _check_same(run_dir, config, data)
+            return
+        read_run(run_dir)
         print(f"moved the earlier run to {move_aside(run_dir)}", file=sys.stderr)
-    if run_dir.is_dir() and any(run_dir.iterdir()):
-        _check_same(run_dir, config, data)
-        return
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
@@ -66,19 +71,24 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
         if run["format"] > FORMAT:
             raise UserError(f"{path} has format {run['format']}; this version reads up to {FORMAT}. Update vae_jax.")
         data = DataInfo(**run["data"])
-        return from_json(run["config"]), data._replace(shape=tuple(data.shape), range=(data.range[0], data.range[1]))
+        low, high = (float(end) for end in data.range)
+        shape = tuple(operator.index(size) for size in data.shape)
+        return from_json(run["config"]), data._replace(shape=shape, range=(low, high))
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Train again with --restart.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Train in another --workdir.") from None
 
 
 @contextmanager
-def open_checkpoints(run_dir: Path) -> Iterator[Any]:
+def open_checkpoints(run_dir: Path, *, read_only: bool = False) -> Iterator[Any]:
     """The orbax manager of a run: the two latest checkpoints are kept, and the one of the lowest evaluation loss."""
-    from absl import logging
+    folder = run_dir.absolute() / "checkpoints"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no directory; expected the checkpoints of a run. Choose another directory.")
+    from absl import logging as absl_logging
 
-    logging.set_verbosity(logging.WARNING)  # orbax logs a hundred lines a run
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax logs a hundred lines a run
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
@@ -94,10 +104,11 @@ def open_checkpoints(run_dir: Path) -> Iterator[Any]:
         best_fn=_loss,
         best_mode="min",
         enable_async_checkpointing=False,
-        create=True,
-        cleanup_tmp_directories=True,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,  # a reader must not take away what a training run is writing
+        read_only=read_only,
     )
-    manager = ocp.CheckpointManager((run_dir / "checkpoints").absolute(), options=options)
+    manager = ocp.CheckpointManager(folder, options=options)
     try:
         yield manager
     finally:
@@ -129,8 +140,8 @@ def resume(manager: Any, run_dir: Path, like: TrainState) -> tuple[TrainState, m
     import orbax.checkpoint as ocp
 
     step = manager.latest_step()
-    metrics.truncate(run_dir, step or 0)
     if step is None:
+        metrics.truncate(run_dir, 0)
         return like, {}
     params, rest = _split(like)
     with _readable(manager, step):
@@ -142,6 +153,7 @@ def resume(manager: Any, run_dir: Path, like: TrainState) -> tuple[TrainState, m
                 totals=ocp.args.JsonRestore(),
             ),
         )
+    metrics.truncate(run_dir, step)
     return _join(restored.params, restored.state), restored.totals
 
 
@@ -156,8 +168,11 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
     config, data = read_run(run_dir)
     if not (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir} has no checkpoint yet. Train it: the command that began it resumes it.")
-    vae = models.build(config, data)
-    with open_checkpoints(run_dir) as manager:
+    try:
+        vae = models.build(config, data)
+    except UserError as error:
+        raise UserError(f"{run_dir / 'run.json'}: {error}") from None
+    with open_checkpoints(run_dir, read_only=True) as manager:
         step = _choose(manager, checkpoint, run_dir)
         like = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
         with _readable(manager, step):
@@ -169,7 +184,9 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
 
 def move_aside(run_dir: Path) -> Path:
     """Rename a run directory to the first free NAME.1, NAME.2, ..."""
-    number = 1
+    number, run_dir = 1, run_dir.resolve()
+    if Path.cwd().is_relative_to(run_dir):
+        raise UserError(f"{run_dir} cannot be moved aside: it is the current directory. Leave it first.")
     while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
         number += 1
     try:
@@ -177,6 +194,13 @@ def move_aside(run_dir: Path) -> Path:
     except OSError as error:
         raise UserError(f"{run_dir} cannot be moved aside ({error.strerror}). Choose another --workdir.") from None
     return target
+
+
+def _is_new(run_dir: Path) -> bool:
+    """Whether nothing is there, or only what a run killed at its very beginning left."""
+    if not run_dir.exists():
+        return True
+    return run_dir.is_dir() and all(path.name.startswith(".run.json.") for path in run_dir.iterdir())
 
 
 def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:
@@ -226,7 +250,7 @@ def _choose(manager: Any, checkpoint: str, run_dir: Path) -> int:
         return steps[-1]
     if checkpoint == "best":
         return manager.best_step() or steps[-1]
-    if checkpoint.isdigit() and int(checkpoint) in steps:
+    if checkpoint.isdecimal() and int(checkpoint) in steps:
         return int(checkpoint)
     raise UserError(f"{run_dir} has no checkpoint {checkpoint!r}. Choose one of: latest, best, {str(steps)[1:-1]}.")
 
@@ -234,8 +258,12 @@ def _choose(manager: Any, checkpoint: str, run_dir: Path) -> int:
 @contextmanager
 def _readable(manager: Any, step: int) -> Iterator[None]:
     """Turn orbax's pages about a damaged checkpoint into one line."""
+    # Its other reads go on after the first has failed, and complain from their threads until the process ends.
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         yield
+        sys.unraisablehook = before
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import checkpoints, console, datasets, generate, inputs, pictures, views
+from vae_jax import checkpoints, console, datasets, generate, inputs, models, pictures, views
 from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
@@ -41,6 +41,8 @@ def interpolate(options: Namespace) -> str:
     restored = _load(options)
     examples, _ = _examples(options, restored, 2 * options.num)
     num = len(examples.x) // 2
+    if not num:
+        raise UserError(f"The split {options.split!r} has one example; expected at least 2 to interpolate between.")
     start, end = (jax.tree.map(lambda a, i=i: a[i * num : (i + 1) * num], examples) for i in (0, 1))
     rows = jax.jit(
         lambda params: generate.interpolate(params, start.x, end.x, condition(restored.vae, start.context), 12)
@@ -144,6 +146,7 @@ def _examples(options: Namespace, restored: Restored, limit: int | None = None) 
             f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
             f"{data.fingerprint}). Give the data with --data to use it all the same."
         )
+    models.check_range(config, inputs.value_range(dataset))
     examples = inputs.evaluation_examples(dataset, options.split, config)
     if config.conditional and (examples.context is None or examples.context.shape[-1] != data.num_classes):
         raise UserError(
@@ -156,7 +159,7 @@ def _examples(options: Namespace, restored: Restored, limit: int | None = None) 
 def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
     """The VAE of one class, or of all classes in turn, for `num` latents."""
     if not restored.config.conditional:
-        if label:
+        if label is not None:
             raise UserError("--label needs a conditional VAE; this one was trained with conditional=False.")
         return restored.vae
     classes = restored.data.num_classes

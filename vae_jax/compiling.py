@@ -1,13 +1,20 @@
 """Compiler settings: the one place that knows what XLA does badly."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jax
 
 
+def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
+    """`jax.jit` for the loops that run long, with the compiler options that they need. Not to be nested in a jit."""
+    return jax.jit(function, compiler_options=_options(), **kwargs)
+
+
 @cache
-def options() -> dict[str, str]:
-    """The `compiler_options` of the jitted loops, empty where XLA does not know them.
+def _options() -> dict[str, str]:
+    """Empty where XLA does not know them.
 
     On CPU, XLA hands chains of products and elementwise work to YNNPACK (jax 0.10 to 0.12): the evaluation of a
     784-512-512-50 VAE ran 12 times slower with it. `tests/benchmarks` measures both.

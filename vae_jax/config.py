@@ -12,9 +12,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_jax.errors import UserError
 
+MAX_WHOLE = 2**32 - 1  # what a key of jax.random and a step count hold
 
-def _setting(default: Any, doc: str, choices: tuple[str, ...] = ()) -> Any:
-    metadata = {"doc": doc, "choices": choices}
+
+def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int = 0) -> Any:
+    metadata = {"doc": doc, "choices": choices, "least": least}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -35,7 +37,7 @@ class Config:
     network_options: dict[str, Any] = _setting({}, "further arguments of the network, as JSON")
     hidden_sizes: tuple[int, ...] = _setting((400,), "units of the encoder's dense layers; the decoder mirrors them")
     activation: str = _setting("relu", "a function of jax.nn, or one a hidden layer, separated by commas")
-    latent_dim: int = _setting(20, "dimensions of z")
+    latent_dim: int = _setting(20, "dimensions of z", least=1)
     likelihood: str = _setting("bernoulli", "p(x|z): a function of vae_jax/likelihoods.py")
     likelihood_options: dict[str, Any] = _setting({}, "further arguments of the likelihood, as JSON")
     posterior: str = _setting("diagonal", "q(z|x): a function of vae_jax/posteriors.py")
@@ -43,14 +45,18 @@ class Config:
     prior: str = _setting("standard_normal", "p(z): a function of vae_jax/priors.py")
     prior_options: dict[str, Any] = _setting({}, "further arguments of the prior, as JSON")
     output_bias: bool = _setting(True, "start the decoder's last bias at the training mean")
-    objective: str = _setting("elbo", "what is maximised", ("elbo",))
+    objective: str = _setting("elbo", "what is maximised: the ELBO or the bound of num_samples importance weights",
+                         ("elbo", "iwae"))
+    estimator: str = _setting("pathwise", "of the gradient; stl for elbo, dreg for iwae", ("pathwise", "stl", "dreg"))
+    free_bits: float = _setting(0.0, "nats that the KL of a latent dimension costs at least")
     kl: str = _setting("analytic", "analytic where there is a closed form, or its estimate from samples",
                 ("analytic", "monte_carlo"))
-    num_samples: int = _setting(1, "posterior samples K an example and step")
+    num_samples: int = _setting(1, "posterior samples K an example and step", least=1)
     alpha: float = _setting(1.0, "weight of -log p(x|z) in the loss")
     beta: float = _setting(1.0, "weight of the KL in the loss")
-    batch_size: int = _setting(128, "examples a step; the ragged rest of an epoch's shuffled order is left out")
-    num_epochs: int = _setting(50, "passes over the training examples")
+    beta_warmup_steps: int = _setting(0, "steps over which beta rises from 0")
+    batch_size: int = _setting(128, "examples a step; the ragged rest of a shuffled epoch is left out", least=1)
+    num_epochs: int = _setting(50, "passes over the training examples", least=1)
     optimizer: str = _setting("adam", "an optimiser of optax")
     optimizer_options: dict[str, Any] = _setting({}, "further arguments of the optimiser, as JSON")
     learning_rate: float = _setting(1e-3, "its peak, a step")
@@ -58,7 +64,7 @@ class Config:
     warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0")
     clip_norm: float = _setting(0.0, "largest global norm of a gradient; 0: any")
     ema_decay: float = _setting(0.0, "decay a step of the averaged weights that are evaluated; 0: no average")
-    eval_epochs: int = _setting(1, "epochs between evaluations, each of which saves a checkpoint")
+    eval_epochs: int = _setting(1, "epochs between evaluations, each of which saves a checkpoint", least=1)
     picture_epochs: int = _setting(0, "epochs between pictures kept in the run directory; 0: only those at the end")
     seed: int = _setting(0, "of everything random")
     # fmt: on
@@ -70,19 +76,10 @@ class Config:
             choices = f.metadata["choices"]
             if choices and getattr(self, f.name) not in choices:
                 raise unknown(f.name, getattr(self, f.name), choices)
-        for name in ("latent_dim", "num_samples", "batch_size", "num_epochs", "eval_epochs"):
-            _at_least(self, name, 1)
-        for name in (
-            "alpha",
-            "beta",
-            "validation_size",
-            "warmup_steps",
-            "clip_norm",
-            "ema_decay",
-            "picture_epochs",
-            "seed",
-        ):
-            _at_least(self, name, 0)
+            if hints[f.name] in (int, float) and getattr(self, f.name) < f.metadata["least"]:
+                raise UserError(f"{f.name} is {getattr(self, f.name)}; expected at least {f.metadata['least']}.")
+            if hints[f.name] is int and getattr(self, f.name) > MAX_WHOLE:
+                raise UserError(f"{f.name} is {getattr(self, f.name)}; expected at most {MAX_WHOLE}.")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected a positive number.")
         if self.ema_decay >= 1:
@@ -96,12 +93,13 @@ def load_recipe(path: str | Path) -> Config:
     if not Path(path).is_file():
         raise UserError(f"There is no config file {path}. Give a recipe, such as --config=configs/mnist.py.")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise UserError("expected a function get_config() that returns a vae_jax.config.Config.")
+        config = get_config()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except KeyError:
-        raise UserError(f"{path} has no function get_config() that returns a vae_jax.config.Config.") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} failed: {type(error).__name__}: {error}".replace("\n", " ")) from None
     if not isinstance(config, Config):
         raise UserError(f"get_config() of {path} returned a {type(config).__name__}; expected a vae_jax.config.Config.")
@@ -154,12 +152,14 @@ def unknown(kind: str, name: Any, choices: tuple[str, ...]) -> UserError:
     return UserError(f"Unknown {kind} {name!r}.{hint} Choose one of: {', '.join(choices)}.")
 
 
-def make(module: ModuleType, kind: str, name: str, *args: Any, **options: Any) -> Any:
-    """Call the public function `name` of `module`; one that is not there or other options raise a UserError."""
-    known = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
-    choices = tuple(sorted(n for n in known if not n.startswith("_")))
+def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any) -> Any:
+    """Call the function `name` of `module` that returns a `kind`; if there is none, or no such option, a UserError."""
+    functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")}
+    known = {n: f for n, f in functions.items() if getattr(f.__annotations__.get("return"), "__name__", "") == kind}
+    choices = tuple(sorted(known))
     if name not in choices:
-        raise unknown(kind, name, choices)
+        raise unknown(kind.lower(), name, choices)
+    kind = kind.lower()
     accepted = [p.name for p in inspect.signature(known[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in accepted:
@@ -189,8 +189,3 @@ def _describe(kind: Any) -> str:
         return "whole numbers separated by commas"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(kind, "a JSON object such as '{\"name\": 1}'")
-
-
-def _at_least(config: Config, name: str, least: float) -> None:
-    if getattr(config, name) < least:
-        raise UserError(f"{name} is {getattr(config, name)}; expected at least {least}.")

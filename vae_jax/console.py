@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vae_jax.config import Config, load_recipe, override
+from vae_jax.config import MAX_WHOLE, Config, load_recipe, override
 from vae_jax.errors import UserError
 
 
@@ -80,9 +81,17 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
+def extent(text: str) -> float:
+    """Type of a flag: a finite number above 0."""
+    with suppress(ValueError):
+        if 0 < float(text) < inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
+
+
 def _whole(text: str, least: int) -> int:
-    if not text.lstrip("-").isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+    if not text.isdecimal() or not least <= int(text) <= MAX_WHOLE:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {MAX_WHOLE}")
     return int(text)
 
 

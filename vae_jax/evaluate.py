@@ -64,7 +64,7 @@ def make_evaluate(
             log_likelihood, divergence, log_w = jax.vmap(sample)(first + jnp.arange(chunk_size))
             sums = (sums[0] + log_likelihood.sum(0), sums[1] + divergence.sum(0))
             new_top = jnp.maximum(top, log_w.max(0))
-            total = total * jnp.exp(top - new_top) + jnp.exp(log_w - new_top).sum(0)
+            total = total * jnp.exp(top - new_top) + jnp.exp(log_w - new_top[None]).sum(0)
             return (sums, new_top, total), None
 
         zero = jnp.zeros(1)
@@ -98,8 +98,11 @@ def active_units(mean: Any) -> int:
     return int(np.sum(np.var(mean, axis=0) > ACTIVE_VARIANCE))
 
 
-def summarize(result: Evaluation, num_samples: int) -> dict[str, float | int]:
-    """Averages over the examples, with standard errors over them. `nll` is minus the `num_samples`-sample bound."""
+def summarize(result: Evaluation, num_samples: int) -> dict[str, float | int | None]:
+    """Averages over the examples and their standard errors, None for one example.
+
+    `nll` is minus the `num_samples`-sample bound.
+    """
     elbo, nll = result.log_likelihood - result.kl, -result.log_px
     return {
         "elbo": _mean(elbo),
@@ -117,7 +120,7 @@ def summarize(result: Evaluation, num_samples: int) -> dict[str, float | int]:
 def _over_examples(one: Callable[..., Any], batch_size: int) -> Callable[..., Any]:
     """`one(params, key, x [1, ...], context [1, C])` for every example, in batches padded to one size."""
 
-    @partial(jax.jit, compiler_options=compiling.options())
+    @compiling.jit
     def batch(params: Params, key: Array, index: Array, examples: Examples):
         own = jax.tree.map(lambda a: a[index], examples)
         keys = jax.vmap(partial(jax.random.fold_in, key))(index)
@@ -141,5 +144,5 @@ def _mean(a: Any) -> float:
     return float(np.mean(a, dtype=np.float64))
 
 
-def _standard_error(a: Any) -> float:
-    return float(np.std(a, dtype=np.float64, ddof=1) / np.sqrt(len(a))) if len(a) > 1 else float("nan")
+def _standard_error(a: Any) -> float | None:
+    return float(np.std(a, dtype=np.float64, ddof=1) / np.sqrt(len(a))) if len(a) > 1 else None

@@ -60,6 +60,6 @@ def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussia
     """
     axis = jnp.linspace(-extent, extent, num)
     if gaussian:
-        axis = ndtri((jnp.arange(num) + 0.5) / num)
+        axis = ndtri((jnp.arange(num, dtype=jnp.float32) + 0.5) / num)
     z = jnp.stack(jnp.meshgrid(axis, axis[::-1]), -1)
     return jax.lax.map(lambda row: vae.decode(params, row).mean, z)

@@ -21,7 +21,7 @@ class DataInfo(NamedTuple):
 
     shape: tuple[int, ...]  # of an example
     num_classes: int  # 0 without labels
-    range: tuple[float, float]  # of the training examples, as the model sees them
+    range: tuple[float, float]  # of its values, as the model sees them
     num_train: int
     num_validation: int
     num_test: int
@@ -38,17 +38,23 @@ class Examples(NamedTuple):
 
 def describe(dataset: Dataset, data_dir: str | None) -> DataInfo:
     x, validation = dataset.train.x, dataset.validation
-    scale = 255 if x.dtype == np.uint8 else 1
     return DataInfo(
         x.shape[1:],
         num_classes(dataset),
-        (float(x.min()) / scale, float(x.max()) / scale),
+        value_range(dataset),
         len(x),
         0 if validation is None else len(validation.x),
         len(dataset.test.x),
         dataset.fingerprint,
         None if data_dir is None else str(Path(data_dir).absolute()),
     )
+
+
+def value_range(dataset: Dataset) -> tuple[float, float]:
+    """The least and the largest value of all splits, as the model sees them."""
+    arrays = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    scale = 255 if arrays[0].dtype == np.uint8 else 1
+    return min(float(x.min()) for x in arrays) / scale, max(float(x.max()) for x in arrays) / scale
 
 
 def num_classes(dataset: Dataset) -> int:
@@ -93,7 +99,11 @@ def make_prepare(config: Config):
 
 def to_float(x: Array) -> Array:
     """A byte v stands for v / 255."""
-    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+    if x.dtype != jnp.uint8:
+        return x
+    # XLA would divide by multiplying with 1 / 255, wrong in the last bit. 65793 / 2^24 is 1 / 255 less 1 / (255 2^24).
+    v = x.astype(jnp.float32)
+    return v * (65793 / 2**24) + v * (1 / 255 / 2**24)
 
 
 def binarize(key: Array, x: Array) -> Array:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from math import log
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import gammaln
 
 from vae_jax.core import Distribution, Params
-from vae_jax.distributions import Bernoulli, DiagonalGaussian
+from vae_jax.distributions import Bernoulli, Categorical, ContinuousBernoulli, DiagonalGaussian, DiscretizedLogistic
 
 MAX_LOG_VAR = 6.0  # bound on a learned log-variance: sigma within [0.05, 20]; without one a constant pixel diverges
 
@@ -19,6 +21,7 @@ class Likelihood(NamedTuple):
     output_bias: Callable[[Array], Array]  # data mean [*shape] -> the outputs [*shape, num_outputs] whose mean it is
     init: Callable[[], Params] = dict  # parameters beyond the decoder's
     support: tuple[float, float] | None = None  # where x must lie, None for anywhere
+    discrete: bool = False  # x is a whole number of bits, so that bits/dim means something
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:
@@ -62,6 +65,67 @@ def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
         return DiagonalGaussian(outputs[..., 0], _bounded(outputs[..., 1]), len(shape))
 
     return Likelihood(2, build, lambda mean: jnp.stack([mean, jnp.zeros_like(mean)], -1))
+
+
+def continuous_bernoulli(shape: tuple[int, ...]) -> Likelihood:
+    """The density proportional to exp(logits * x), for x in [0, 1]: what a cross-entropy of grey pixels lacks."""
+
+    def output_bias(mean: Array) -> Array:
+        mean = jnp.clip(mean, 1e-2, 1 - 1e-2)
+        start = 1 / (1 - mean) - 1 / mean  # right at both ends
+        return _solve(lambda logits: ContinuousBernoulli(logits).mean, mean, start)[..., None]
+
+    return Likelihood(
+        1, lambda params, outputs: ContinuousBernoulli(outputs[..., 0], len(shape)), output_bias, support=(0.0, 1.0)
+    )
+
+
+def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
+    """A logistic rounded to bytes, location and scale of every element learned: a likelihood of 8-bit images."""
+
+    def build(params: Params, outputs: Array) -> DiscretizedLogistic:
+        # At 0 the scale is e^-2 = 0.14, the order of a pixel's spread.
+        return DiscretizedLogistic(outputs[..., 0], _bounded(outputs[..., 1]) - 2, len(shape))
+
+    def output_bias(mean: Array) -> Array:
+        mean = jnp.clip(mean, 1e-2, 1 - 1e-2)
+        spread = jnp.full_like(mean, -2.0)
+        location = _solve(lambda at: DiscretizedLogistic(at, spread).mean, mean, mean)
+        return jnp.stack([location, jnp.zeros_like(mean)], -1)
+
+    return Likelihood(2, build, output_bias, support=(0.0, 1.0), discrete=True)
+
+
+def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
+    """Every element takes one of `num_levels` evenly spaced values of [0, 1]: 256 for bytes, 17 for the digits."""
+    if num_levels < 2:
+        raise ValueError(f"num_levels is {num_levels}; expected at least 2.")
+
+    def output_bias(mean: Array) -> Array:
+        # The logits of a binomial distribution have the mean asked for.
+        level = jnp.arange(num_levels, dtype=mean.dtype)
+        mean = jnp.clip(mean, 1e-2, 1 - 1e-2)[..., None]
+        log_choose = gammaln(num_levels) - gammaln(level + 1) - gammaln(num_levels - level)
+        level = level.reshape((1,) * (mean.ndim - 1) + (-1,))
+        return log_choose.reshape(level.shape) + level * (jnp.log(mean) - jnp.log1p(-mean))
+
+    return Likelihood(
+        num_levels,
+        lambda params, outputs: Categorical(outputs, len(shape)),
+        output_bias,
+        support=(0.0, 1.0),
+        discrete=True,
+    )
+
+
+def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> Array:
+    """x with function(x) = target, elementwise, by Newton's method."""
+
+    def step(_, x: Array) -> Array:
+        value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
+        return x - (value - target) / slope
+
+    return jax.lax.fori_loop(0, 10, step, start)
 
 
 def _bounded(log_var: Array) -> Array:

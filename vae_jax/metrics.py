@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vae_jax.errors import UserError
+
 Totals = dict[str, float]  # sums over steps, with how many `steps` and `seconds` they took
 
 
@@ -46,7 +48,12 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 def truncate(run_dir: Path, step: int) -> None:
     """Drop the records after `step`, which a resumed run writes again."""
-    kept = [record for record in read(run_dir) if record["step"] <= step]
+    try:
+        kept = [record for record in read(run_dir) if record["step"] <= step]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{run_dir / 'metrics.jsonl'} is damaged: expected JSON objects with a step. Remove it."
+        ) from None
     write_text(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
 

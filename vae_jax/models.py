@@ -22,19 +22,21 @@ def build(config: Config, data: DataInfo) -> VAE:
     if config.batch_size > data.num_train:
         raise UserError(f"batch_size is {config.batch_size}; expected at most the {data.num_train} training examples.")
     context_size = data.num_classes if config.conditional else 0
-    likelihood = make(likelihoods, "likelihood", config.likelihood, shape, **config.likelihood_options)
-    _check_range(config, data, likelihood.support)
-    posterior = make(posteriors, "posterior", config.posterior, config.latent_dim, **config.posterior_options)
-    prior = make(priors, "prior", config.prior, config.latent_dim, **config.prior_options)
+    likelihood = likelihood_of(config, shape)
+    check_range(config, data.range)
+    posterior = make(posteriors, "Posterior", config.posterior, config.latent_dim, **config.posterior_options)
+    prior = make(priors, "Prior", config.prior, config.latent_dim, **config.prior_options)
+    given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
+    if twice := sorted(given.keys() & config.network_options.keys()):
+        raise UserError(f"network_options holds {twice[0]}, which is a field of its own: --config.{twice[0]}.")
     network = make(
         networks,
-        "network",
+        "Network",
         config.network,
         shape,
         posterior.num_outputs,
         likelihood.num_outputs,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
+        **given,
         **config.network_options,
     )
 
@@ -66,15 +68,19 @@ def build(config: Config, data: DataInfo) -> VAE:
     return VAE(init, encode, decode, prior_of)
 
 
-def _check_range(config: Config, data: DataInfo, support: tuple[float, float] | None) -> None:
-    """UserError if the data lies where the likelihood, or the draw that binarises it, has no meaning."""
-    low, high = (0.0, 1.0) if config.binarization != "none" else support or data.range
-    if data.range[0] < low or data.range[1] > high:
-        cause = "binarization" if config.binarization != "none" else "likelihood"
+def check_range(config: Config, value_range: tuple[float, float]) -> None:
+    """UserError if data lies where the likelihood, or the draw that binarises it, has no meaning."""
+    cause = "binarization" if config.binarization != "none" else "likelihood"
+    support = (0.0, 1.0) if cause == "binarization" else likelihood_of(config, ()).support
+    if support and not (support[0] <= value_range[0] and value_range[1] <= support[1]):
         raise UserError(
-            f"{cause} {getattr(config, cause)!r} needs data in [{low:g}, {high:g}]; the training data lies in "
-            f"[{data.range[0]:g}, {data.range[1]:g}]. Rescale it, or choose --config.likelihood=gaussian."
+            f"{cause} {getattr(config, cause)!r} needs data in [{support[0]:g}, {support[1]:g}]; the data lies in "
+            f"[{value_range[0]:g}, {value_range[1]:g}]. Rescale it, or choose --config.likelihood=gaussian."
         )
+
+
+def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood:
+    return make(likelihoods, "Likelihood", config.likelihood, shape, **config.likelihood_options)
 
 
 def _output_bias(likelihood: likelihoods.Likelihood, mean: Array, size: int) -> Array:

@@ -13,16 +13,16 @@ from vae_jax.convolution import conv, conv_transpose
 from vae_jax.core import Params
 
 
-class Network(NamedTuple):
+class Function(NamedTuple):
     """A pure function of parameters; `context`, [..., C] or None, joins the input."""
 
     init: Callable[[Array, Array, Array | None], Params]  # (key, input, context) -> params
     apply: Callable[[Params, Array, Array | None], Array]  # (params, input, context) -> outputs
 
 
-class Pair(NamedTuple):
-    encoder: Network  # [..., *shape] -> [..., encoder_outputs]
-    decoder: Network  # [..., latent_dim] -> [..., *shape, decoder_outputs]
+class Network(NamedTuple):
+    encoder: Function  # [..., *shape] -> [..., encoder_outputs]
+    decoder: Function  # [..., latent_dim] -> [..., *shape, decoder_outputs]
 
 
 def mlp(
@@ -33,21 +33,23 @@ def mlp(
     hidden_sizes: Sequence[int] = (400,),
     activation: str = "relu",
     decoder_activation: str = "",
-) -> Pair:
+    init_scale: float = 1.0,
+) -> Network:
     """Dense layers of `hidden_sizes` units, in the decoder in reverse order.
 
     An activation is a name in `jax.nn`, or one name a hidden layer separated by commas; the decoder's is the
-    encoder's unless given.
+    encoder's unless given. Weights begin with the variance init_scale / fan_in (LeCun's at 1, PyTorch's at 1/3).
     """
-    encoder = _MLP(tuple(hidden_sizes), encoder_outputs, _activations(activation, len(hidden_sizes)))
+    encoder = _MLP(tuple(hidden_sizes), encoder_outputs, _activations(activation, len(hidden_sizes)), init_scale)
     decoder = _MLP(
         tuple(reversed(hidden_sizes)),
         prod(shape) * decoder_outputs,
         _activations(decoder_activation or activation, len(hidden_sizes)),
+        init_scale,
     )
     flatten = lambda x: x.reshape(*x.shape[: x.ndim - len(shape)], prod(shape))  # noqa: E731
     unflatten = lambda y: y.reshape(*y.shape[:-1], *shape, decoder_outputs)  # noqa: E731
-    return Pair(_network(encoder, before=flatten), _network(decoder, after=unflatten))
+    return Network(_function(encoder, before=flatten), _function(decoder, after=unflatten))
 
 
 def convolutional(
@@ -59,34 +61,46 @@ def convolutional(
     hidden_sizes: Sequence[int] = (),
     activation: str = "relu",
     decoder_activation: str = "",
-) -> Pair:
+    init_scale: float = 1.0,
+) -> Network:
     """3x3 convolutions of stride 2 with `channels`, then dense layers of `hidden_sizes`; the decoder mirrors them.
 
     The decoder's dense layers end in the smallest image with `channels[0]` channels, each stride-2 transposed
-    convolution doubles it, and a last one of stride 1 gives the outputs. For any H x W x C.
+    convolution doubles it, and a last one of stride 1 gives the outputs. For any H x W x C; otherwise as `mlp`.
     """
     if len(shape) != 3:
         raise ValueError(f"The convolutional network got examples of shape {shape}; expected images [H, W, C].")
+    if not channels or not all(isinstance(size, int) and size > 0 for size in channels):
+        raise ValueError(f"channels is {channels!r}; expected positive whole numbers.")
     num = len(hidden_sizes)
     channels, hidden_sizes = tuple(channels), tuple(hidden_sizes)
-    encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num))
+    encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), init_scale)
     activations = _split(decoder_activation or activation, num + 1, len(channels))
-    decoder = _ConvDecoder(shape, channels, hidden_sizes, decoder_outputs, *activations)
+    decoder = _ConvDecoder(shape, channels, hidden_sizes, decoder_outputs, *activations, init_scale)
     unflatten = lambda y: y.reshape(*y.shape[:-1], shape[-1], decoder_outputs)  # noqa: E731
-    return Pair(_network(encoder), _network(decoder, after=unflatten))
+    return Network(_function(encoder), _function(decoder, after=unflatten))
+
+
+def coupling(num_outputs: int, *, hidden_size: int = 256, num_layers: int = 2) -> Function:
+    """The network inside a flow's coupling layer. Its outputs begin at 0, and so the flow as the identity."""
+    return _function(_MLP((hidden_size,) * num_layers, num_outputs, (jax.nn.gelu,) * num_layers, 1.0, output_scale=0.0))
 
 
 Activations = tuple[Callable[[Array], Array], ...]
 
 
 def _activations(names: str, num_layers: int) -> Activations:
+    if not isinstance(names, str):
+        raise ValueError(f"activation is {names!r}; expected a name, or names separated by commas.")
     each = [name.strip() for name in names.split(",")]
     each = each * num_layers if len(each) == 1 else each
     if len(each) != num_layers:
         raise ValueError(f"activation {names!r} names {len(each)} layers; expected one name or {num_layers}.")
-    unknown = [name for name in each if not callable(getattr(jax.nn, name, None))]
-    if unknown:
-        raise ValueError(f"Unknown activation {unknown[0]!r}. Choose a function of jax.nn, such as relu, elu or tanh.")
+    for name in each:
+        try:
+            jax.eval_shape(getattr(jax.nn, name), jax.ShapeDtypeStruct((2,), jnp.float32)).shape.index(2)
+        except Exception:
+            raise ValueError(f"Unknown activation {name!r}. Choose one of jax.nn, such as relu, elu or tanh.") from None
     return tuple(getattr(jax.nn, name) for name in each)
 
 
@@ -99,13 +113,16 @@ class _MLP(nn.Module):
     hidden_sizes: tuple[int, ...]
     num_outputs: int
     activations: Activations
+    init_scale: float
+    output_scale: float | None = None
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
+        output_scale = self.init_scale if self.output_scale is None else self.output_scale
         x = _join(x, context)
         for size, activation in zip(self.hidden_sizes, self.activations, strict=True):
-            x = activation(nn.Dense(size)(x))
-        return nn.Dense(self.num_outputs, name="output")(x)
+            x = activation(nn.Dense(size, kernel_init=_scaled(self.init_scale))(x))
+        return nn.Dense(self.num_outputs, kernel_init=_scaled(output_scale), name="output")(x)
 
 
 class _Kernel(nn.Module):
@@ -113,11 +130,12 @@ class _Kernel(nn.Module):
 
     channels: int
     stride: int
+    init_scale: float
     output_size: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.channels))
+        kernel = self.param("kernel", _scaled(self.init_scale), (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         if self.output_size is None:
             y = conv(x, kernel, self.stride)
@@ -132,14 +150,16 @@ class _ConvEncoder(nn.Module):
     num_outputs: int
     conv_activations: Activations
     dense_activations: Activations
+    init_scale: float
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         batch, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
         for size, activation in zip(self.channels, self.conv_activations, strict=True):
-            x = activation(_Kernel(size, 2)(x))
+            x = activation(_Kernel(size, 2, self.init_scale)(x))
         features = x.reshape(*batch, prod(x.shape[1:]))
-        return _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, name="dense")(features, context)
+        dense = _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, self.init_scale, name="dense")
+        return dense(features, context)
 
 
 class _ConvDecoder(nn.Module):
@@ -149,6 +169,7 @@ class _ConvDecoder(nn.Module):
     num_outputs: int
     dense_activations: Activations
     conv_activations: Activations
+    init_scale: float
 
     @nn.compact
     def __call__(self, z: Array, context: Array | None = None) -> Array:
@@ -158,14 +179,21 @@ class _ConvDecoder(nn.Module):
             sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
         smallest = (*sizes[-1], self.channels[0])
         *hidden, last = self.dense_activations
-        dense = _MLP(tuple(reversed(self.hidden_sizes)), prod(smallest), tuple(hidden), name="dense")
+        sizes_up = tuple(reversed(self.hidden_sizes))
+        dense = _MLP(sizes_up, prod(smallest), tuple(hidden), self.init_scale, name="dense")
         x = last(dense(z, context)).reshape(-1, *smallest)
         for size, output_size, activation in zip(
             reversed(self.channels), reversed(sizes[:-1]), self.conv_activations, strict=True
         ):
-            x = activation(_Kernel(size, 2, output_size)(x))
-        x = _Kernel(num_channels * self.num_outputs, 1, (height, width), name="output")(x)
+            x = activation(_Kernel(size, 2, self.init_scale, output_size)(x))
+        x = _Kernel(num_channels * self.num_outputs, 1, self.init_scale, (height, width), name="output")(x)
         return x.reshape(*z.shape[:-1], *x.shape[1:])
+
+
+def _scaled(scale: float) -> Callable[..., Array]:
+    if not scale:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
 
 
 def _join(x: Array, context: Array | None) -> Array:
@@ -174,12 +202,12 @@ def _join(x: Array, context: Array | None) -> Array:
     return jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1])).astype(x.dtype)], -1)
 
 
-def _network(
+def _function(
     module: nn.Module,
     before: Callable[[Array], Array] = lambda x: x,
     after: Callable[[Array], Array] = lambda y: y,
-) -> Network:
-    return Network(
+) -> Function:
+    return Function(
         lambda key, x, context: module.init(key, before(x), context)["params"],
         lambda params, x, context: after(cast(Array, module.apply({"params": params}, before(x), context))),
     )

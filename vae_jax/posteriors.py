@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax import flows
 from vae_jax.core import Distribution, Params
-from vae_jax.distributions import Delta, DiagonalGaussian, FullGaussian
+from vae_jax.distributions import Delta, DiagonalGaussian, Flow, FullGaussian
 
 
 class Posterior(NamedTuple):
@@ -32,7 +33,8 @@ def full_covariance(latent_dim: int) -> Posterior:
 
     def build(params: Params, outputs: Array) -> FullGaussian:
         mean, half_log_var, below = jnp.split(outputs, (latent_dim, 2 * latent_dim), axis=-1)
-        tril = jnp.exp(half_log_var)[..., None] * jnp.eye(latent_dim, dtype=outputs.dtype)
+        diagonal = jnp.arange(latent_dim)
+        tril = jnp.zeros((*mean.shape, latent_dim), mean.dtype).at[..., diagonal, diagonal].set(jnp.exp(half_log_var))
         return FullGaussian(mean, tril.at[..., rows, columns].set(below))
 
     return Posterior(2 * latent_dim + len(rows), build)
@@ -41,3 +43,20 @@ def full_covariance(latent_dim: int) -> Posterior:
 def delta(latent_dim: int) -> Posterior:
     """All mass at one point. With beta = 0 the VAE is a deterministic autoencoder."""
     return Posterior(latent_dim, lambda params, outputs: Delta(outputs))
+
+
+def flow(latent_dim: int, *, num_couplings: int = 4, hidden_size: int = 128, context_size: int = 32) -> Posterior:
+    """A diagonal Gaussian through affine couplings that also see `context_size` numbers from the encoder.
+
+    Rezende & Mohamed 2015 (arXiv:1505.05770) with the couplings of `flows.RealNVP`.
+    """
+    couplings = flows.real_nvp(latent_dim, num_couplings, hidden_size)
+
+    def build(params: Params, outputs: Array) -> Flow:
+        mean, log_var, context = jnp.split(outputs, (latent_dim, 2 * latent_dim), -1)
+        return couplings.distribution(params, DiagonalGaussian(mean, log_var), context)
+
+    def init(key: Array) -> Params:
+        return couplings.init(key, jnp.zeros((1, context_size)))
+
+    return Posterior(2 * latent_dim + context_size, build, init)

@@ -3,18 +3,65 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax import flows
 from vae_jax.core import Distribution, Params
-from vae_jax.distributions import DiagonalGaussian
+from vae_jax.distributions import DiagonalGaussian, GaussianMixture
 
 
 class Prior(NamedTuple):
     build: Callable[[Params, Callable[[Array], Distribution]], Distribution]  # (params, x -> q(z | x)) -> p(z)
-    init: Callable[[Array, Array], Params] = lambda key, x: {}  # (key, examples x) -> params
+    init: Callable[[Array, Array], Params] = lambda key, x: {}  # (key, training examples x) -> params
 
 
 def standard_normal(latent_dim: int) -> Prior:
     """N(0, I)."""
-    return Prior(lambda params, encode: DiagonalGaussian(jnp.zeros(latent_dim), jnp.zeros(latent_dim)))
+    return Prior(lambda params, encode: _standard_normal(latent_dim))
+
+
+def mixture(latent_dim: int, *, num_components: int = 100) -> Prior:
+    """A mixture of diagonal Gaussians with learned weights, means and variances."""
+
+    def init(key: Array, x: Array) -> Params:
+        shape = (num_components, latent_dim)
+        mean = jax.random.normal(key, shape)  # spread as N(0, I): equal components would stay equal
+        return {"logits": jnp.zeros(num_components), "mean": mean, "log_var": jnp.zeros(shape)}
+
+    def build(params: Params, encode: Callable[[Array], Distribution]) -> GaussianMixture:
+        return GaussianMixture(params["logits"], DiagonalGaussian(params["mean"], params["log_var"]))
+
+    return Prior(build, init)
+
+
+def vamp(latent_dim: int, *, num_components: int = 500) -> Prior:
+    """VampPrior: the mixture of q(z | u_c) over learned pseudo-inputs u_c, which begin as training examples.
+
+    Tomczak & Welling 2018 (arXiv:1705.07120), equation 9. For a diagonal posterior and x in [0, 1].
+    """
+
+    def init(key: Array, x: Array) -> Params:
+        rows = jax.random.choice(key, x.shape[0], (num_components,), replace=num_components > x.shape[0])
+        return {"pseudo_inputs": x[rows]}
+
+    def build(params: Params, encode: Callable[[Array], Distribution]) -> GaussianMixture:
+        components = encode(jnp.clip(params["pseudo_inputs"], 0, 1))
+        if not isinstance(components, DiagonalGaussian):
+            raise ValueError(f"The VampPrior needs a diagonal posterior; got a {type(components).__name__}.")
+        return GaussianMixture(jnp.zeros(num_components), components)
+
+    return Prior(build, init)
+
+
+def real_nvp(latent_dim: int, *, num_couplings: int = 6, hidden_size: int = 256) -> Prior:
+    """N(0, I) through affine couplings (`flows.RealNVP`), trained with the rest."""
+    flow = flows.real_nvp(latent_dim, num_couplings, hidden_size)
+    return Prior(
+        lambda params, encode: flow.distribution(params, _standard_normal(latent_dim)), lambda key, x: flow.init(key)
+    )
+
+
+def _standard_normal(latent_dim: int) -> DiagonalGaussian:
+    return DiagonalGaussian(jnp.zeros(latent_dim), jnp.zeros(latent_dim))

@@ -1,8 +1,8 @@
 """The one learning step, and the jitted loop of many of them with the data on the device."""
 
 import inspect
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from vae_jax import compiling
 from vae_jax.config import Config, unknown
 from vae_jax.core import VAE, Params, condition
 from vae_jax.errors import UserError
@@ -51,18 +50,20 @@ def make_update(
     *,
     prepare: Callable[[Array, Array], Array] = lambda key, x: x,
     ema_decay: float = 0.0,
+    schedules: Mapping[str, optax.Schedule] = MappingProxyType({}),
 ) -> Update:
     """The learning step: update(state, x, context=None) -> (state, metrics), a pure function to jit or to scan.
 
     `prepare(key, x)` turns a stored batch into the model's input, by `to_float` and a fresh binarisation, say. The
-    metrics are the objective's and its `loss`.
+    metrics are the objective's and its `loss`. `schedules` give keyword arguments of the objective by step: beta, say.
     """
 
     def update(state: TrainState, x: Array, context: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
         prepare_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         x = prepare(prepare_key, x)
+        scheduled = {name: schedule(state.step) for name, schedule in schedules.items()}
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
-            state.params, objective_key, x, condition(vae, context)
+            state.params, objective_key, x, condition(vae, context), **scheduled
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -77,13 +78,12 @@ def make_update(
 
 
 def make_train(update: Update, batch_size: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """train(state, examples, num_steps) -> (state, sums of the metrics), jitted: many updates in one call.
+    """train(state, examples, num_steps) -> (state, sums of the metrics), to jit: many updates in one call.
 
     The order of examples is a pure function of the run's key and the epoch, so a call may begin anywhere in an epoch
-    but must not go past its end. `num_steps` is traced and `state` donated: one compilation serves every call.
+    but must not go past its end. `num_steps` may be traced: one compilation then serves every call.
     """
 
-    @partial(jax.jit, donate_argnums=0, compiler_options=compiling.options())
     def train(state: TrainState, examples: Examples, num_steps: Array) -> tuple[TrainState, dict[str, Array]]:
         num_examples = examples.x.shape[0]
         steps_per_epoch = num_examples // batch_size
@@ -114,9 +114,19 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransf
     schedule = make_schedule(config, steps_per_epoch)
     try:
         optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
+        weights = jnp.zeros(2)  # an optimiser may accept what its first step cannot use
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+            jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {config.optimizer!r} with {config.optimizer_options}: {error}") from None
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
+
+
+def make_schedules(config: Config) -> dict[str, optax.Schedule]:
+    """What of the objective varies during a run: `beta`, which may rise from 0 (Bowman et al. 2016)."""
+    if not config.beta_warmup_steps:
+        return {}
+    return {"beta": optax.linear_schedule(0.0, config.beta, config.beta_warmup_steps)}
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:

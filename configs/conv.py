@@ -1,0 +1,25 @@
+"""A convolutional VAE of grey MNIST, z = 64: 3x3 convolutions of stride 2 with 32 and 64 channels and their mirror.
+
+    python train.py --config=configs/conv.py
+
+Adam 1e-3, batch 16, 10 epochs. The likelihood is a flag: Bernoulli, or a unit-variance Gaussian, which is half the
+squared error (plus 784 log(2 pi) / 2 = 720.5 nats):
+    --config.likelihood=gaussian
+"""
+
+from vae_jax.config import Config
+
+
+def get_config() -> Config:
+    return Config(
+        dataset="mnist",
+        network="convolutional",
+        network_options={"channels": [32, 64]},
+        hidden_sizes=(),
+        activation="relu",
+        latent_dim=64,
+        output_bias=False,
+        batch_size=16,
+        num_epochs=10,
+        learning_rate=1e-3,
+    )

@@ -1,0 +1,24 @@
+"""The 784-512-2 tanh VAE of `tanh_manifold.py`, trained to the letter of a well-known notebook: RMSProp 1e-3 on
+full batches of all 60,000 images for 20,000 steps.
+
+    python train.py --config=configs/tanh_manifold_full_batch.py
+"""
+
+from vae_jax.config import Config
+
+
+def get_config() -> Config:
+    return Config(
+        dataset="mnist",
+        hidden_sizes=(512,),
+        activation="tanh",
+        latent_dim=2,
+        alpha=1.0,
+        beta=1.0,
+        output_bias=False,
+        batch_size=60_000,
+        num_epochs=20_000,
+        optimizer="rmsprop",
+        learning_rate=1e-3,
+        eval_epochs=100,
+    )

@@ -1,0 +1,301 @@
+"""`python -m vae_jax COMMAND RUN_DIR`: the directory is all it takes, and a seed gives the same file again."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import contents
+from PIL import Image
+
+from vae_jax import checkpoints, datasets, inputs
+
+EVALUATION = {
+    "elbo",
+    "elbo_se",
+    "nll",
+    "nll_se",
+    "log_likelihood",
+    "kl",
+    "active_units",
+    "num_samples",
+    "num_examples",
+    "split",
+    "binarization",
+    "step",
+    "seed",
+}
+
+
+def picture(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image)
+    assert pixels.std() > 0
+    return pixels
+
+
+def strict_json(text):
+    """JSON as other languages read it: without NaN and Infinity."""
+    (line,) = text.splitlines()
+    return json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def copied(run_dir, tmp_path):
+    return shutil.copytree(run_dir, tmp_path / "moved" / "here")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("sample", "sample.png"),
+        ("reconstruct", "reconstruct.png"),
+        ("interpolate", "interpolate.png"),
+        ("traverse", "traverse.png"),
+        ("manifold", "manifold.png"),
+        ("encode", "latents.npz"),
+    ],
+)
+def test_a_moved_run_is_all_it_takes(vae, digits_run, tmp_path, command, name):
+    """The file goes into the run directory unless --out says where; nothing else there changes."""
+    run_dir = copied(digits_run, tmp_path)
+    before = contents(run_dir)
+    assert vae(command, run_dir) == f"{run_dir / name}\n"
+    after = contents(run_dir)
+    assert {path for path in after if after[path] != before.get(path)} | {type(run_dir)(name)} == {type(run_dir)(name)}
+    assert vae(command, run_dir, "--out", tmp_path / "out") == f"{tmp_path / 'out'}\n"
+    if name.endswith(".png"):
+        np.testing.assert_array_equal(picture(tmp_path / "out"), picture(run_dir / name))
+    else:
+        assert (tmp_path / "out").read_bytes()[:2] == b"PK"
+    assert contents(run_dir) == after
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "interpolate", "traverse", "encode"])
+def test_feature_vectors(vae, vectors_run, tmp_path, command):
+    vae(command, vectors_run, "--out", tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 200
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "interpolate", "traverse", "manifold"])
+def test_conditional(vae, conditional_run, tmp_path, command):
+    vae(command, conditional_run, "--out", tmp_path / "out.png")
+    picture(tmp_path / "out.png")
+
+
+# sample
+
+
+def samples(vae, run_dir, folder, *flags):
+    vae("sample", run_dir, "--out", folder / "x.npz", *flags)
+    with np.load(folder / "x.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def test_samples_as_arrays(vae, digits_run, tmp_path):
+    arrays = samples(vae, digits_run, tmp_path, "--num", 200)
+    assert {name: a.shape for name, a in arrays.items()} == {
+        "z": (200, 2),
+        "mean": (200, 8, 8, 1),
+        "x": (200, 8, 8, 1),
+    }
+    assert set(np.unique(arrays["x"])) == {0, 1}
+    assert abs(arrays["x"].mean() - arrays["mean"].mean()) < 0.02
+    assert np.all(np.abs(arrays["z"].mean(0)) < 0.3) and np.all(np.abs(arrays["z"].std(0) - 1) < 0.2)
+    _, _, model, params, _ = checkpoints.load(digits_run)
+    np.testing.assert_allclose(arrays["mean"], model.decode(params, jnp.asarray(arrays["z"])).mean, atol=1e-5)
+
+
+def test_seed_reproduces(vae, digits_run, tmp_path):
+    a, b, c = (samples(vae, digits_run, tmp_path, "--num=5", f"--seed={seed}") for seed in (1, 1, 2))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+        assert np.any(a[name] != c[name])
+
+
+def test_number_of_samples_in_a_picture(vae, digits_run, tmp_path):
+    shapes = []
+    for num in (1, 9, 16):
+        vae("sample", digits_run, "--num", num, "--out", tmp_path / "x.png")
+        shapes.append(picture(tmp_path / "x.png").shape)
+    sides = [side * (8 + 1) + 1 for side in (1, 3, 4)]
+    assert shapes == [(side * (480 // side),) * 2 for side in sides]
+
+
+def test_label_of_samples(vae, conditional_run, tmp_path):
+    """By default all classes in turn."""
+    turn = samples(vae, conditional_run, tmp_path, "--num=20")["mean"]
+    three = samples(vae, conditional_run, tmp_path, "--num=20", "--label=3")["mean"]
+    same = np.all(np.isclose(turn, three, atol=1e-6), axis=(1, 2, 3))
+    np.testing.assert_array_equal(same, np.arange(20) % 10 == 3)
+
+
+def test_checkpoint_flag(vae, digits_run, tmp_path):
+    latest, best, earlier = (
+        samples(vae, digits_run, tmp_path, "--num=2", f"--checkpoint={name}")["mean"] for name in ("latest", "best", 75)
+    )
+    np.testing.assert_array_equal(latest, best)
+    assert np.any(latest != earlier)
+
+
+# pictures of inputs
+
+
+def test_number_of_reconstructions(vae, digits_run, tmp_path):
+    vae("reconstruct", digits_run, "--num=3", "--out", tmp_path / "x.png")
+    height, width = picture(tmp_path / "x.png").shape
+    assert height * (3 * 9 + 1) == width * (2 * 9 + 1)
+
+
+def test_splits_differ(vae, conditional_run, tmp_path):
+    files = []
+    for split in ("train", "validation", "test"):
+        vae("reconstruct", conditional_run, "--split", split, "--num=4", "--out", tmp_path / split)
+        files.append((tmp_path / split).read_bytes())
+    assert len(set(files)) == 3
+
+
+def test_interpolation_rows_and_traversal_rows(vae, vectors_run, digits_run, tmp_path):
+    vae("interpolate", digits_run, "--num=3", "--out", tmp_path / "i.png")
+    height, width = picture(tmp_path / "i.png").shape
+    assert height * (12 * 9 + 1) == width * (3 * 9 + 1)
+    vae("traverse", digits_run, "--index=5", "--out", tmp_path / "t.png")
+    height, width = picture(tmp_path / "t.png").shape
+    assert height * (11 * 9 + 1) == width * (2 * 9 + 1)
+
+
+def test_interpolation_takes_what_a_small_split_has(vae, digits_run, tmp_path):
+    x = datasets.load("digits").test.x
+    np.savez(tmp_path / "few.npz", x_train=x[:3], x_test=x[:5])
+    vae("interpolate", digits_run, "--data", tmp_path / "few.npz", "--out", tmp_path / "x.png")
+    height, width = picture(tmp_path / "x.png").shape
+    assert height * (12 * 9 + 1) == width * (2 * 9 + 1)
+
+
+@pytest.mark.parametrize("flags", [["--num=3"], ["--num=3", "--extent=1"], ["--num=3", "--gaussian"]], ids=str)
+def test_manifold_is_square_and_depends_on_its_flags(vae, digits_run, tmp_path, flags):
+    vae("manifold", digits_run, *flags, "--out", tmp_path / "x.png")
+    vae("manifold", digits_run, "--num=3", "--extent=0.5", "--out", tmp_path / "y.png")
+    assert picture(tmp_path / "x.png").shape == picture(tmp_path / "y.png").shape == (28 * 17,) * 2
+    assert np.any(picture(tmp_path / "x.png") != picture(tmp_path / "y.png"))
+
+
+def test_manifold_of_each_class(vae, conditional_run, tmp_path):
+    for label in (0, 7):
+        vae("manifold", conditional_run, "--num=2", f"--label={label}", "--out", tmp_path / f"{label}.png")
+    assert np.any(picture(tmp_path / "0.png") != picture(tmp_path / "7.png"))
+
+
+# encode
+
+
+def encoded(vae, run_dir, folder, *flags):
+    vae("encode", run_dir, "--out", folder / "z.npz", *flags)
+    with np.load(folder / "z.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize(("split", "num"), [("train", 1500), ("test", 297)])
+def test_encode_a_split(vae, digits_run, tmp_path, split, num):
+    arrays = encoded(vae, digits_run, tmp_path, "--split", split)
+    assert {name: a.shape for name, a in arrays.items()} == {"mean": (num, 2), "log_var": (num, 2), "label": (num,)}
+    data = getattr(datasets.load("digits"), split)
+    np.testing.assert_array_equal(arrays["label"], data.label)
+    _, _, model, params, _ = checkpoints.load(digits_run)
+    q = model.encode(params, jnp.asarray(data.x))
+    np.testing.assert_allclose(arrays["mean"], q.mean, atol=1e-5)
+    np.testing.assert_allclose(arrays["log_var"], q.log_var, atol=1e-5)
+
+
+def test_encode_a_full_covariance_without_labels(vae, vectors_run, vectors_file, tmp_path):
+    arrays = encoded(vae, vectors_run, tmp_path)
+    assert arrays.keys() == {"mean", "log_var"}
+    _, _, model, params, _ = checkpoints.load(vectors_run)
+    x = jnp.asarray(datasets.load(vectors_file).test.x[:5])
+    draws = model.encode(params, x).sample(jax.random.key(0), (20_000,))
+    np.testing.assert_allclose(np.exp(arrays["log_var"][:5]), np.var(draws, axis=0), rtol=0.05)
+
+
+def test_encode_own_file(vae, digits_run, tmp_path):
+    x = datasets.load("digits").test.x[:30]
+    np.savez(tmp_path / "own.npz", x_train=x[:10], x_test=x, y_train=np.arange(10), y_test=np.arange(30))
+    arrays = encoded(vae, digits_run, tmp_path, "--data", tmp_path / "own.npz")
+    np.testing.assert_array_equal(arrays["label"], np.arange(30))
+    np.testing.assert_allclose(arrays["mean"], encoded(vae, digits_run, tmp_path)["mean"][:30], atol=1e-5)
+
+
+# evaluate
+
+
+@pytest.fixture(scope="module")
+def evaluation(digits_run):
+    import contextlib
+    import io
+
+    from vae_jax.__main__ import main
+
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        main(["evaluate", str(digits_run), "--num_samples=25"])
+    return strict_json(stdout.getvalue())
+
+
+def test_evaluation_is_one_json_object(evaluation):
+    assert evaluation.keys() == EVALUATION
+    assert evaluation["num_examples"] == 297 and evaluation["num_samples"] == 25
+    assert (evaluation["split"], evaluation["binarization"], evaluation["step"]) == ("test", "none", 90)
+    assert evaluation["elbo"] == pytest.approx(evaluation["log_likelihood"] - evaluation["kl"], rel=1e-5)
+    assert 0 < evaluation["nll_se"] < 1 and 0 < evaluation["elbo_se"] < 1
+    assert 0 <= evaluation["active_units"] <= 2
+
+
+def test_bound_with_many_samples_is_tighter(evaluation):
+    assert evaluation["nll"] <= -evaluation["elbo"]
+
+
+def test_evaluation_with_one_sample_is_the_elbo(vae, digits_run):
+    result = strict_json(vae("evaluate", digits_run, "--num_samples=1"))
+    assert result["nll"] == pytest.approx(-result["elbo"], abs=0.05)
+
+
+def test_evaluation_is_reproducible_and_seeded(vae, digits_run, evaluation):
+    again = strict_json(vae("evaluate", digits_run, "--num_samples=25"))
+    assert again == evaluation
+    other = strict_json(vae("evaluate", digits_run, "--num_samples=25", "--seed=1"))
+    assert other["nll"] != evaluation["nll"]
+    assert other["nll"] == pytest.approx(evaluation["nll"], abs=5 * evaluation["nll_se"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "num"), [(["--limit=7"], 7), (["--limit=9999"], 297), (["--split=train", "--limit=1200"], 1200)], ids=str
+)
+def test_evaluation_of_a_part(vae, digits_run, flags, num):
+    assert strict_json(vae("evaluate", digits_run, "--num_samples=2", *flags))["num_examples"] == num
+
+
+def test_evaluation_of_one_example_is_json(vae, digits_run):
+    """It has no standard error."""
+    result = strict_json(vae("evaluate", digits_run, "--num_samples=2", "--limit=1"))
+    assert result["num_examples"] == 1 and result["elbo_se"] is None
+
+
+def test_evaluation_of_a_conditional_vae_on_its_validation_split(vae, conditional_run):
+    result = strict_json(vae("evaluate", conditional_run, "--num_samples=2", "--split=validation"))
+    assert (result["num_examples"], result["binarization"]) == (100, "static")
+
+
+def test_evaluation_of_own_data(vae, vectors_run, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(3, 2, (50, 6)))
+    result = strict_json(vae("evaluate", vectors_run, "--data", tmp_path / "x.npy", "--num_samples=20"))
+    assert result["num_examples"] == 5 and result["nll"] <= -result["elbo"] + 1e-3
+
+
+def test_own_data_in_bytes_is_scaled_as_in_training(vae, digits_run, tmp_path):
+    """v / 255, as `to_float` says."""
+    x = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "bytes.npz", x_train=x, x_test=x)
+    np.savez(tmp_path / "floats.npz", x_train=x / 255, x_test=np.asarray(inputs.to_float(jnp.asarray(x))))
+    a, b = (encoded(vae, digits_run, tmp_path, "--data", tmp_path / f"{name}.npz") for name in ("bytes", "floats"))
+    np.testing.assert_allclose(a["mean"], b["mean"], atol=1e-6)

@@ -1,0 +1,211 @@
+"""A config is typed, documented and read alike from Python, a recipe, flags and JSON."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from vae_jax import config, console, inputs, models, update
+from vae_jax.config import Config
+from vae_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+
+FIELDS = {f.name: f for f in fields(Config)}
+
+
+def other(name):
+    """A value of a field that is not its default."""
+    default = getattr(Config(), name)
+    if FIELDS[name].metadata["choices"]:
+        return next(choice for choice in FIELDS[name].metadata["choices"] if choice != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default + type(default)(0.5) + isinstance(default, int)
+    return {str: "other name", tuple: (5, 6), dict: {"a": [1, "b"]}}[type(default)]
+
+
+def as_text(value):
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def recipe(folder, text):
+    path = folder / "recipe.py"
+    path.write_text(text)
+    return path
+
+
+def error(function, *args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_documented_and_listed_by_help(name, capsys):
+    documented = FIELDS[name].metadata
+    assert len(documented["doc"]) > 8
+    with pytest.raises(SystemExit) as caught:
+        console.parse_train(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"--config.{name} VALUE {documented['doc']}" in text
+    for choice in documented["choices"]:
+        assert choice in text
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_set_by_its_flag_and_by_no_other(name):
+    value = other(name)
+    text = as_text(value)
+    before = console.parse_train([]).config
+    after = console.parse_train([f"--config.{name}={text}"]).config
+    assert getattr(after, name) == value
+    assert after == replace(before, **{name: value})
+    assert console.parse_train([f"--config.{name}", text]).config == after
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_survives_json(name):
+    changed = Config(**{name: other(name)})
+    assert changed != Config()
+    assert config.from_json(config.to_json(changed)) == changed
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_field_takes_a_value_of_another_type(name):
+    for wrong in (None, object(), [None], "" if not isinstance(getattr(Config(), name), str) else 3):
+        assert error(Config, **{name: wrong}).startswith(f"{name} is ")
+
+
+def test_numbers_are_taken_only_where_nothing_is_lost():
+    assert Config(beta=4).beta == 4.0 and isinstance(Config(beta=4).beta, float)
+    assert Config(hidden_sizes=[400, 200]).hidden_sizes == (400, 200)
+    assert "a whole number" in error(Config, latent_dim=2.0)
+    assert "a whole number" in error(Config, latent_dim=True)
+    assert "a number" in error(Config, beta=True)
+    assert "finite" in error(Config, beta=float("nan"))
+    assert "whole number" in error(Config, hidden_sizes=(400, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (bool, "True", True),
+        (bool, "0", False),
+        (int, "-3", -3),
+        (float, "1e-3", 1e-3),
+        (str, "a b", "a b"),
+        (tuple[int, ...], "", ()),
+        (tuple[int, ...], "(4, 5,)", (4, 5)),
+        (tuple[int, ...], "[4]", (4,)),
+        (dict[str, object], "{}", {}),
+        (dict[str, object], '{"a": [1, null]}', {"a": [1, None]}),
+    ],
+)
+def test_parse(kind, text, value):
+    assert config.parse("field", text, kind) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        (bool, "yes", "true or false"),
+        (int, "2.5", "a whole number"),
+        (int, "", "a whole number"),
+        (float, "fast", "a number"),
+        (tuple[int, ...], "4,b", "whole numbers separated by commas"),
+        (dict[str, object], "{a: 1}", "a JSON object"),
+        (dict[str, object], "[1]", "a JSON object"),
+    ],
+)
+def test_parse_refuses(kind, text, expected):
+    message = error(config.parse, "field", text, kind)
+    assert message.startswith(f"field is {text!r}; expected ") and expected in message
+
+
+def test_override_names_the_nearest_field():
+    assert "Unknown field 'latent_dims'. Did you mean 'latent_dim'?" in error(
+        config.override, Config(), {"latent_dims": "3"}
+    )
+
+
+def test_config_of_a_newer_version_is_refused():
+    assert "'flow'" in error(config.from_json, {"flow": "realnvp"})
+
+
+def test_config_is_a_value():
+    assert Config() == Config() and Config().network_options is not Config().network_options
+    with pytest.raises(AttributeError):
+        Config().seed = 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load_and_name_their_command(path):
+    assert isinstance(config.load_recipe(path), Config)
+    docstring = path.read_text().split('"""')[1]
+    command = "python train.py" if path.stem == "digits" else f"python train.py --config=configs/{path.name}"
+    assert re.search(rf"{re.escape(command)}[`\n]", docstring)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_fit_their_data(path):
+    recipe = config.load_recipe(path)
+    shape = {"digits": (8, 8, 1)}.get(recipe.dataset, (28, 28, 1))
+    data = inputs.DataInfo(shape, 10, (0.0, 1.0), 60_000, 0, 10_000, "", None)
+    vae = models.build(recipe, data)
+    params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), "float32"))
+    assert jax.tree.leaves(params)
+    update.make_optimizer(recipe, 60_000 // recipe.batch_size)
+
+
+def test_workdir_is_named_after_the_recipe_unless_given():
+    assert console.parse_train([]).workdir == ROOT / "checkpoints" / "digits"
+    assert console.parse_train([f"--config={ROOT}/configs/mnist.py"]).workdir == ROOT / "checkpoints" / "mnist"
+    assert console.parse_train(["--workdir=here"]).workdir == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected a function get_config()"),
+        ("def get_config():\n    return {}['learning_rate']\n", "failed: KeyError: 'learning_rate'"),
+        ("def get_config():\n    return 3\n", "returned a int; expected a vae_jax.config.Config"),
+        ("def get_config(: pass\n", "failed: SyntaxError"),
+        ("import no_such_module\n", "failed: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    raise OSError('two\\nlines')\n", "failed: OSError: two lines"),
+        ("def get_config():\n    raise SystemExit(0)\n", "failed: SystemExit"),
+        (
+            "from vae_jax.config import Config\ndef get_config():\n    return Config(beta=-1)\n",
+            "recipe.py: beta is -1.0; expected at least 0",
+        ),
+        (
+            "from vae_jax.config import Config\ndef get_config():\n    return Config(betas=1)\n",
+            "unexpected keyword argument 'betas'",
+        ),
+    ],
+)
+def test_recipes_that_do_not_load(tmp_path, text, says):
+    path = recipe(tmp_path, text)
+    message = error(config.load_recipe, path)
+    assert str(path) in message and says in message
+
+
+def test_missing_recipe(tmp_path):
+    for path in (tmp_path / "none.py", tmp_path, "a\0b"):
+        assert f"There is no config file {path}" in error(config.load_recipe, path)
+
+
+def test_config_and_console_import_no_jax():
+    code = "import sys, vae_jax.config, vae_jax.console; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,211 @@
+"""Figures of every example, exactly once, that no batching changes."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_within_errors, jit, mlp_vae, pca_data, pca_elbo, pca_log_px, pca_params, pca_vae
+from scipy.special import logsumexp
+
+from vae_jax.core import condition
+from vae_jax.distributions import kl_monte_carlo
+from vae_jax.evaluate import (
+    Evaluation,
+    active_units,
+    flat_mean,
+    make_evaluate,
+    make_evaluate_objective,
+    summarize,
+)
+from vae_jax.inputs import Examples
+from vae_jax.objectives import negative_elbo
+
+NUM_EXAMPLES, NUM_SAMPLES = 7, 5
+SHAPE, LATENTS = (2, 2, 1), 3
+
+
+class Model(NamedTuple):
+    vae: object
+    params: object
+    examples: Examples
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A conditional VAE of images and a few examples."""
+    vae = mlp_vae(SHAPE, LATENTS, context_size=2)
+    x = jax.random.uniform(jax.random.key(1), (NUM_EXAMPLES, *SHAPE))
+    context = jnp.eye(2)[jnp.arange(NUM_EXAMPLES) % 2]
+    params = jax.jit(vae.init)(jax.random.key(2), x)
+    return Model(vae, jax.tree.map(lambda a: 3 * a, params), Examples(x, context))
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    """Every figure by a Python loop over examples, by the keys promised: one of the index, and of it one a sample."""
+
+    @jax.jit
+    def one(index, k):
+        x, context = jax.tree.map(lambda a: a[index][None], model.examples)
+        vae = condition(model.vae, context)
+        q = vae.encode(model.params, x)
+        z = q.sample(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), k))
+        log_likelihood = vae.decode(model.params, z).log_prob(x)[0]
+        kl = 0.5 * jnp.sum(jnp.exp(q.log_var) + q.mean**2 - 1 - q.log_var)
+        log_weight = log_likelihood + vae.prior(model.params).log_prob(z)[0] - q.log_prob(z)[0]
+        return log_likelihood, kl, log_weight, q.mean[0]
+
+    figures = [[one(i, k) for k in range(NUM_SAMPLES)] for i in range(NUM_EXAMPLES)]
+    log_likelihood, kl, log_weight = (
+        np.array([[float(sample[j]) for sample in example] for example in figures]) for j in range(3)
+    )
+    log_px = logsumexp(log_weight, 1) - np.log(NUM_SAMPLES)
+    return Evaluation(log_likelihood.mean(1), kl.mean(1), log_px, np.array([example[0][3] for example in figures]))
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize(
+    "batch_size, chunk_size", ((100, 100), (7, 5), (3, 2), (1, 1), (4, 3), (6, 4), (2, 5)), ids=str
+)
+def test_figures_are_those_of_a_loop_whatever_the_batches(model, reference, key, batch_size, chunk_size):
+    """A ragged last batch, and samples that no chunk divides, count exactly."""
+    evaluate = make_evaluate(model.vae, num_samples=NUM_SAMPLES, batch_size=batch_size, chunk_size=chunk_size)
+    assert_close(evaluate(model.params, key, model.examples), reference)
+
+
+def test_one_sample_gives_the_elbo_of_that_sample(model, key):
+    evaluate = make_evaluate(model.vae, num_samples=1, kl=kl_monte_carlo)
+    figures = evaluate(model.params, key, model.examples)
+    np.testing.assert_allclose(figures.log_px, figures.log_likelihood - figures.kl, rtol=1e-5)
+
+
+def test_shapes_and_progress(model, key):
+    seen = []
+
+    def progress(starts):
+        for start in starts:
+            seen.append(start)
+            yield start
+
+    evaluate = make_evaluate(model.vae, num_samples=2, batch_size=3)
+    figures = evaluate(model.params, key, model.examples, progress)
+    assert seen == [0, 3, 6]
+    assert [a.shape for a in figures] == [(NUM_EXAMPLES,)] * 3 + [(NUM_EXAMPLES, LATENTS)]
+    assert all(isinstance(a, np.ndarray) for a in figures)
+
+
+def test_every_batch_is_one_compilation(model, key):
+    traces = []
+    encode = lambda *args: traces.append(0) or model.vae.encode(*args)  # noqa: E731
+    evaluate = make_evaluate(model.vae._replace(encode=encode), num_samples=2, batch_size=3)
+    evaluate(model.params, jax.random.clone(key), model.examples)
+    first = len(traces)
+    evaluate(jax.tree.map(lambda a: a + 1, model.params), key, model.examples)
+    assert len(traces) == first
+
+
+# the linear-Gaussian model
+
+
+def test_nll_at_the_exact_posterior_is_the_closed_form(key):
+    x = pca_data(11)
+    evaluate = make_evaluate(pca_vae(exact=True), num_samples=3, batch_size=4)
+    figures = evaluate(pca_params(), key, Examples(jnp.asarray(x), None))
+    np.testing.assert_allclose(figures.log_px, pca_log_px(pca_params(), x), rtol=1e-4)
+
+
+def test_figures_of_many_samples_are_the_closed_forms(key):
+    x, params = pca_data(11), pca_params()
+    figures = make_evaluate(pca_vae(), num_samples=20_000, chunk_size=500)(params, key, Examples(jnp.asarray(x), None))
+    log_likelihood, kl = pca_elbo(params, x)
+    np.testing.assert_allclose(figures.log_px, pca_log_px(params, x), atol=2e-2)
+    np.testing.assert_allclose(figures.log_likelihood, log_likelihood, atol=0.1)
+    np.testing.assert_allclose(figures.kl, kl, rtol=1e-4)
+    assert_within_errors(figures.log_likelihood - log_likelihood, 0)
+
+
+def test_kl_may_be_estimated(key):
+    x, params = pca_data(400), pca_params()
+    evaluate = make_evaluate(pca_vae(), num_samples=20, kl=kl_monte_carlo)
+    assert_within_errors(evaluate(params, key, Examples(jnp.asarray(x), None)).kl - pca_elbo(params, x)[1], 0)
+
+
+# the objective
+
+
+@pytest.mark.parametrize("batch_size", (3, 100))
+def test_the_objective_of_every_example_is_that_of_a_loop(model, key, batch_size):
+    objective = partial(negative_elbo, beta=2.0, num_samples=3)
+    evaluate = make_evaluate_objective(model.vae, objective, batch_size=batch_size)
+    metrics, mean = evaluate(model.params, jax.random.clone(key), model.examples)
+
+    @jax.jit
+    def one(index):
+        x, context = jax.tree.map(lambda a: a[index][None], model.examples)
+        own = condition(model.vae, context)
+        loss, metrics = objective(model.params, jax.random.fold_in(jax.random.clone(key), index), x, own)
+        return {"loss": loss, **metrics}, own.encode(model.params, x).mean[0]
+
+    expected = [one(i) for i in range(NUM_EXAMPLES)]
+    assert_close((metrics, mean), jax.tree.map(lambda *a: np.array(a), *expected))
+    average = jax.tree.map(np.mean, metrics)
+    assert average["loss"] == pytest.approx(2 * average["kl"] - average["log_likelihood"], rel=1e-5)
+
+
+def test_the_objective_over_examples_is_that_of_the_batch(key):
+    """At the exact posterior no noise is left: the average of the examples is the batch's."""
+    x, params, vae = jnp.asarray(pca_data(11)), pca_params(), pca_vae(exact=True)
+    objective = partial(negative_elbo, kl=kl_monte_carlo)
+    metrics, _ = make_evaluate_objective(vae, objective, batch_size=4)(params, key, Examples(x, None))
+    batch, _ = jit(objective, vae)(params, jax.random.key(1), x)
+    np.testing.assert_allclose(np.mean(metrics["loss"]), batch, rtol=1e-4)
+
+
+# summaries
+
+
+def test_active_units_are_those_whose_mean_varies():
+    rng = np.random.default_rng(0)
+    spread = np.sqrt([0.0, 0.005, 0.02, 1.0])
+    assert active_units(rng.normal(size=(5_000, 4)) * spread + 3) == 2
+
+
+def test_flat_mean_is_one_vector_of_a_latent_tree():
+    class Joint(NamedTuple):
+        mean: object
+
+    mean = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(8.0).reshape(2, 2, 2)}
+    np.testing.assert_array_equal(flat_mean(Joint(mean)), [[0, 1, 2, 0, 1, 2, 3], [3, 4, 5, 4, 5, 6, 7]])
+
+
+def test_summaries_are_averages_with_standard_errors():
+    rng = np.random.default_rng(0)
+    log_likelihood, kl, log_px = rng.normal(size=(3, 50)).astype(np.float32)
+    summary = summarize(Evaluation(log_likelihood, kl, log_px, rng.normal(size=(50, 2))), 7)
+    elbo = np.float64(log_likelihood) - kl
+    assert summary == pytest.approx(
+        {
+            "elbo": elbo.mean(),
+            "elbo_se": elbo.std(ddof=1) / np.sqrt(50),
+            "nll": -np.float64(log_px).mean(),
+            "nll_se": np.float64(log_px).std(ddof=1) / np.sqrt(50),
+            "log_likelihood": np.float64(log_likelihood).mean(),
+            "kl": np.float64(kl).mean(),
+            "active_units": 2,
+            "num_samples": 7,
+            "num_examples": 50,
+        },
+        rel=1e-5,
+    )
+
+
+def test_a_single_example_has_no_standard_error():
+    summary = summarize(Evaluation(*np.ones((3, 1), np.float32), np.ones((1, 2))), 1)
+    assert summary["elbo_se"] is summary["nll_se"] is None
+    assert summary["elbo"] == 0 and summary["nll"] == -1 and summary["active_units"] == 0

@@ -1,0 +1,186 @@
+"""Every likelihood is a normalised density of SciPy's, whose mean the output bias sets."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_within_errors, members
+from scipy import stats
+from scipy.special import expit, log_softmax
+
+from vae_jax import likelihoods
+
+
+def logistic(outputs, log_var, x):
+    reference = stats.logistic(outputs[..., 0], np.exp(bounded(outputs[..., 1]) - 2))
+    below = np.where(x < 0.5 / 255, 0, reference.cdf(x - 0.5 / 255))
+    return np.log(np.where(x > 1 - 0.5 / 255, 1, reference.cdf(x + 0.5 / 255)) - below)
+
+
+def levels(outputs, log_var, x):
+    chosen = np.round(x * (outputs.shape[-1] - 1)).astype(int)[..., None]
+    return np.take_along_axis(log_softmax(outputs, -1), chosen, -1)[..., 0]
+
+
+# Each with its options, and log p of every element of x from the outputs of the decoder and log_var, in float64.
+LIKELIHOODS = {
+    "bernoulli": ({}, lambda outputs, log_var, x: stats.bernoulli(expit(outputs[..., 0])).logpmf(np.round(x))),
+    "categorical": ({"num_levels": 5}, levels),
+    "continuous_bernoulli": (
+        {},
+        lambda outputs, log_var, x: outputs[..., 0] * x - np.log(np.expm1(outputs[..., 0]) / outputs[..., 0]),
+    ),
+    "discretized_logistic": ({}, logistic),
+    "gaussian": ({"sigma": 0.3}, lambda outputs, log_var, x: stats.norm(outputs[..., 0], 0.3).logpdf(x)),
+    "gaussian_scalar": (
+        {},
+        lambda outputs, log_var, x: stats.norm(outputs[..., 0], np.exp(0.5 * bounded(log_var))).logpdf(x),
+    ),
+    "gaussian_pixel": (
+        {},
+        lambda outputs, log_var, x: stats.norm(outputs[..., 0], np.exp(0.5 * bounded(outputs[..., 1]))).logpdf(x),
+    ),
+}
+DISCRETE = {"bernoulli": 2, "categorical": 5, "discretized_logistic": 256}
+SHAPES = ((3,), (4, 5, 1), (4, 4, 3))
+
+every = pytest.mark.parametrize("name", LIKELIHOODS)
+gaussians = pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name.startswith("gaussian")])
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def bounded(log_var):
+    return likelihoods.MAX_LOG_VAR * np.tanh(log_var / likelihoods.MAX_LOG_VAR)
+
+
+def make(name, shape):
+    """A likelihood and its parameters, moved from where they begin."""
+    likelihood = getattr(likelihoods, name)(shape, **LIKELIHOODS[name][0])
+    return likelihood, jax.tree.map(lambda a: a - 0.7, likelihood.init())
+
+
+def random_outputs(likelihood, *shape):
+    return np.random.default_rng(0).normal(0.5, 0.3, size=(*shape, likelihood.num_outputs)).astype(np.float32)
+
+
+def bias_and_its_mean(likelihood, params, mean):
+    outputs = likelihood.output_bias(mean)
+    return outputs, likelihood.build(params, outputs).mean
+
+
+def test_every_likelihood_of_the_module_is_tested_here():
+    assert members(likelihoods, "Likelihood") == set(LIKELIHOODS)
+
+
+@every
+@shapes
+def test_log_prob_is_the_sum_of_scipys_over_an_example(name, shape, key):
+    likelihood, params = make(name, shape)
+    outputs = random_outputs(likelihood, 2, 6, *shape)
+    p = likelihood.build(params, jnp.asarray(outputs))
+    x, log_prob = jax.jit(lambda key: (x := p.sample(key), p.log_prob(x)))(key)
+    elements = LIKELIHOODS[name][1](outputs.astype(np.float64), -0.7, np.asarray(x, np.float64))
+    np.testing.assert_allclose(log_prob, elements.reshape(2, 6, -1).sum(-1), rtol=1e-5, atol=1e-4)
+
+
+@every
+def test_samples_have_the_shape_and_the_mean(name, key):
+    likelihood, params = make(name, shape := (4, 5, 1))
+    outputs = jnp.asarray(random_outputs(likelihood, 2, *shape))
+    p = likelihood.build(params, outputs)
+    x = jax.jit(lambda key: p.sample(key, (2_000,)))(key)
+    assert x.shape == (2_000, 2, *shape) and p.mean.shape == (2, *shape)
+    assert_within_errors(x, p.mean)
+
+
+@every
+def test_one_set_of_outputs_scores_a_batch_of_samples(name):
+    likelihood, params = make(name, (4, 5, 1))
+    p = likelihood.build(params, jnp.asarray(random_outputs(likelihood, 2, 4, 5, 1)))
+    x = np.ones((7, 2, 4, 5, 1), np.float32)
+    np.testing.assert_allclose(p.log_prob(x), np.broadcast_to(p.log_prob(x[0]), (7, 2)), rtol=1e-6)
+
+
+def test_bernoulli_sums_to_one():
+    likelihood, params = make("bernoulli", (3,))
+    every_x = np.array(list(product((0, 1), repeat=3)), np.float32)
+    p = likelihood.build(params, jnp.asarray(random_outputs(likelihood, 3)))
+    np.testing.assert_allclose(np.exp(p.log_prob(every_x)).sum(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, num_levels", DISCRETE.items())
+def test_discrete_likelihoods_sum_to_one(name, num_levels):
+    likelihood, params = make(name, (1,))
+    x = np.linspace(0, 1, num_levels, dtype=np.float32)[:, None]
+    p = likelihood.build(params, jnp.asarray(random_outputs(likelihood, 1)))
+    np.testing.assert_allclose(np.exp(p.log_prob(x)).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name not in DISCRETE])
+def test_densities_integrate_to_one(name):
+    likelihood, params = make(name, (1,))
+    x = np.linspace(*(likelihood.support or (-20, 20)), 20_001, dtype=np.float32)
+    density = np.exp(likelihood.build(params, jnp.asarray(random_outputs(likelihood, 1))).log_prob(x[:, None]))
+    np.testing.assert_allclose(np.trapezoid(density, x), 1, rtol=1e-4)
+
+
+@every
+def test_the_output_bias_gives_the_mean_of_the_data(name):
+    likelihood, params = make(name, shape := (4, 5, 1))
+    mean = np.random.default_rng(0).uniform(0.05, 0.95, shape).astype(np.float32)
+    outputs, model_mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, mean)
+    assert outputs.shape == (*shape, likelihood.num_outputs)
+    np.testing.assert_allclose(model_mean, mean, rtol=1e-4)
+
+
+@every
+def test_the_output_bias_is_finite_where_every_example_is_0_or_1(name):
+    likelihood, params = make(name, (2,))
+    _, mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, jnp.array([0.0, 1.0]))
+    assert 0 <= mean[0] < 0.2 and 0.8 < mean[1] <= 1
+
+
+@gaussians
+@pytest.mark.parametrize("extreme", (-1e6, 1e6))
+def test_log_variances_stay_bounded(name, extreme):
+    likelihood, params = make(name, (2,))
+    params = jax.tree.map(lambda a: jnp.full_like(a, extreme), params)
+    outputs = jnp.full((2, likelihood.num_outputs), extreme)
+    p = likelihood.build(params, outputs)
+    assert np.all(np.abs(p.log_var) <= likelihoods.MAX_LOG_VAR)
+
+
+@pytest.mark.parametrize("name, learned", (("gaussian_scalar", "params"), ("gaussian_pixel", "outputs")))
+def test_learned_variances_get_gradients(name, learned):
+    likelihood, params = make(name, (3,))
+    outputs, x = jnp.asarray(random_outputs(likelihood, 3)), jnp.zeros(3)
+    grads = jax.grad(lambda p: likelihood.build(p["params"], p["outputs"]).log_prob(x))(
+        {"params": params, "outputs": outputs}
+    )
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(grads[learned]))
+
+
+@shapes
+def test_gaussian_of_sigma_1_is_half_the_squared_error(shape):
+    likelihood = likelihoods.gaussian(shape)
+    outputs, x = random_outputs(likelihood, 6, *shape), random_outputs(likelihood, 6, *shape)[::-1, ..., 0]
+    square = ((outputs[..., 0] - x).astype(np.float64) ** 2).reshape(6, -1).sum(-1)
+    expected = -0.5 * square - np.prod(shape) / 2 * np.log(2 * np.pi)
+    np.testing.assert_allclose(likelihood.build({}, outputs).log_prob(x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", (0.0, -1.0, float("nan")))
+def test_a_sigma_that_is_not_positive_is_an_error(sigma):
+    with pytest.raises(ValueError, match=r"sigma is .*; expected a positive number\."):
+        likelihoods.gaussian((3,), sigma=sigma)
+
+
+def test_gaussians_alone_take_any_data():
+    supports = {name: make(name, (3,))[0].support for name in LIKELIHOODS}
+    assert supports == {name: None if name.startswith("gaussian") else (0.0, 1.0) for name in LIKELIHOODS}
+
+
+def test_bits_mean_something_for_bytes():
+    assert {name for name in LIKELIHOODS if make(name, (3,))[0].discrete} == {"categorical", "discretized_logistic"}

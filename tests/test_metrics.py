@@ -1,0 +1,75 @@
+"""metrics.jsonl: sums become averages, lines are whole, and a resumed run writes none twice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vae_jax import metrics
+
+RECORDS = [{"step": step, "split": split, "loss": 1.5 * step} for step in (5, 10, 15) for split in ("train", "test")]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    metrics.append(tmp_path, *RECORDS)
+    return tmp_path
+
+
+def test_add_and_averages():
+    sums = [{"loss": np.float32(6), "kl": np.float32(3)}, {"loss": np.float32(4), "kl": np.float32(2)}]
+    totals = metrics.add(metrics.add({}, sums[0], 3, 0.5), sums[1], 2, 1.5)
+    assert totals == {"loss": 10, "kl": 5, "steps": 5, "seconds": 2}
+    assert json.loads(json.dumps(totals)) == totals
+    assert metrics.averages(totals, 20) == {"loss": 2, "kl": 1, "examples_per_second": 50}
+
+
+def test_means_are_exact_for_many_small_numbers():
+    values = np.full(10_000_001, 0.1, np.float32)
+    assert metrics.means({"kl": values})["kl"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+
+
+def test_append_then_read(run_dir):
+    assert metrics.read(run_dir) == RECORDS
+    metrics.append(run_dir, {"step": 20})
+    assert metrics.read(run_dir) == [*RECORDS, {"step": 20}]
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 7
+
+
+def test_no_file_is_no_record(tmp_path):
+    assert metrics.read(tmp_path) == []
+    metrics.truncate(tmp_path, 0)
+    assert metrics.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("torn", ['{"step": 20, "lo', "{", '{"step": 20, "split": "tra\n'])
+def test_torn_last_line_is_left_out_and_written_over(run_dir, torn):
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write(torn)
+    assert metrics.read(run_dir) == RECORDS
+    metrics.truncate(run_dir, 15)
+    metrics.append(run_dir, {"step": 20})
+    assert metrics.read(run_dir) == [*RECORDS, {"step": 20}]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, 0), (9, 2), (10, 4), (99, 6)])
+def test_truncate_drops_what_comes_after(run_dir, step, kept):
+    metrics.truncate(run_dir, step)
+    assert metrics.read(run_dir) == RECORDS[:kept]
+    assert [path.name for path in run_dir.iterdir()] == ["metrics.jsonl"]
+
+
+def test_describe_is_one_line_for_a_person():
+    record = {"epoch": 2.5, "split": "test", "loss": 90.1234, "log_likelihood": -70, "kl": 20.1, "active_units": 7}
+    assert metrics.describe(record, 12345.6, 3725) == (
+        "epoch 2.5  test: loss 90.123  log_likelihood -70.000  kl 20.100  active_units 7  12,346 examples/s  62:05 left"
+    )
+
+
+def test_write_text_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    metrics.write_text(path, "old")
+    monkeypatch.setattr(metrics.os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        metrics.write_text(path, "new")
+    assert path.read_text() == "old"

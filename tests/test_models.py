@@ -1,0 +1,224 @@
+"""Every network, likelihood and posterior fit together; what does not fit is one line of error."""
+
+from itertools import product
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import jit, members
+
+from vae_jax import likelihoods, models, networks, posteriors, priors
+from vae_jax.config import Config
+from vae_jax.errors import UserError
+from vae_jax.inputs import DataInfo
+from vae_jax.objectives import negative_elbo
+
+LATENTS, BATCH = 3, 5
+NETWORKS = {
+    "mlp": {"hidden_sizes": (8, 6)},
+    "convolutional": {"hidden_sizes": (8,), "network_options": {"channels": [4, 6]}},
+}
+SHAPES = {"mlp": ((8, 8, 1), (5,)), "convolutional": ((8, 8, 1), (7, 5, 3))}
+LIKELIHOODS = sorted(members(likelihoods, "Likelihood"))
+POSTERIORS = sorted(members(posteriors, "Posterior"))
+PRIORS = sorted(members(priors, "Prior"))
+CASES = [(network, shape) for network in NETWORKS for shape in SHAPES[network]]
+
+every_network = pytest.mark.parametrize("network, shape", CASES, ids=str)
+
+
+def info(shape=(8, 8, 1), **changes):
+    return DataInfo(shape, 4, (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)._replace(**changes)
+
+
+def config(network="mlp", **settings):
+    return Config(network=network, latent_dim=LATENTS, batch_size=BATCH, **(NETWORKS[network] | settings))
+
+
+def data(shape, num=40):
+    return jax.random.uniform(jax.random.key(1), (num, *shape), minval=0.1, maxval=0.9)
+
+
+def start(vae, shape, seed=0):
+    return vae.init(jax.random.key(seed), data(shape))
+
+
+def parameter_count(vae, shape):
+    params = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((2, *shape)))
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_every_network_of_the_module_is_tested_here():
+    assert members(networks, "Network") == set(NETWORKS)
+
+
+@every_network
+@pytest.mark.parametrize(
+    "likelihood, posterior", [*product(LIKELIHOODS, ["diagonal"]), *product(["bernoulli"], POSTERIORS)], ids=str
+)
+def test_every_combination_has_its_shapes(network, shape, likelihood, posterior):
+    """No posterior meets a likelihood but through z, so each with every network is enough."""
+    vae = models.build(config(network, likelihood=likelihood, posterior=posterior), info(shape))
+
+    def pass_through(key, x):
+        params = vae.init(key, x)
+        q = vae.encode(params, x)
+        z = q.sample(jax.random.key(1), (2,))
+        return q.mean, z, vae.decode(params, z).mean, vae.prior(params).log_prob(z)
+
+    mean, z, x, log_prior = jax.eval_shape(pass_through, jax.random.key(0), jnp.zeros((BATCH, *shape)))
+    assert mean.shape == (BATCH, LATENTS) and z.shape == (2, BATCH, LATENTS)
+    assert x.shape == (2, BATCH, *shape) and log_prior.shape == (2, BATCH)
+
+
+@pytest.mark.parametrize("network, shape", (("mlp", (5,)), ("convolutional", (7, 5, 3))))
+def test_gradients_are_finite_and_reach_every_layer(network, shape, key):
+    vae = models.build(config(network, activation="tanh", likelihood="gaussian_pixel"), info(shape))
+    loss = lambda params, key, x: negative_elbo(params, key, x, vae)[0]  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(start(vae, shape), key, data(shape, BATCH))
+    assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+def test_the_parameters_of_a_likelihood_are_learned(key):
+    vae = models.build(config(likelihood="gaussian_scalar"), info((5,)))
+    loss = lambda params, key, x: negative_elbo(params, key, x, vae)[0]  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(start(vae, (5,)), key, data((5,), BATCH))
+    assert grads["likelihood"]["log_var"] != 0
+
+
+# the output bias
+
+
+@pytest.mark.parametrize(
+    "network, likelihood", [*(("mlp", name) for name in LIKELIHOODS), ("convolutional", "gaussian_pixel")]
+)
+def test_the_decoder_starts_at_the_mean_of_the_data(network, likelihood):
+    """Of every element, or where a convolution shares its bias, of every channel."""
+    shape = (7, 5, 3)
+    vae = models.build(config(network, likelihood=likelihood), info(shape))
+    mean = jnp.mean(data(shape), 0)
+    if network == "convolutional":
+        mean = jnp.broadcast_to(jnp.mean(mean, (0, 1), keepdims=True), shape)
+    expected = getattr(likelihoods, likelihood)(shape)
+    at_zero = vae.decode(start(vae, shape), jnp.zeros((1, LATENTS))).mean[0]
+    np.testing.assert_allclose(
+        at_zero, expected.build(expected.init(), expected.output_bias(mean)).mean, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", (jnp.uint8, jnp.float32))
+def test_the_mean_is_that_of_the_stored_bytes_as_floats(dtype):
+    x = np.arange(40, dtype=np.uint8).reshape(8, 5) * 6
+    stored = jnp.asarray(x) if dtype == jnp.uint8 else jnp.asarray(x / 255, jnp.float32)
+    vae = models.build(config(), info((5,)))
+    params = vae.init(jax.random.key(0), stored)
+    np.testing.assert_allclose(vae.decode(params, jnp.zeros(LATENTS)).mean, x.mean(0) / 255, rtol=1e-4)
+
+
+def test_without_an_output_bias_the_decoder_starts_at_zero():
+    vae = models.build(config(output_bias=False), info((5,)))
+    np.testing.assert_array_equal(vae.decode(start(vae, (5,)), jnp.zeros(LATENTS)).logits, np.zeros(5))
+
+
+def test_the_start_is_nearer_the_data_with_the_bias(key):
+    losses = []
+    for output_bias in (True, False):
+        vae = models.build(config(output_bias=output_bias), info((8, 8, 1)))
+        x = data((8, 8, 1)) * jnp.linspace(0, 1, 8).reshape(1, 8, 1, 1)
+        losses.append(jit(negative_elbo, vae)(vae.init(jax.random.key(0), x), jax.random.clone(key), x)[0])
+    assert losses[0] < losses[1]
+
+
+# labels
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_label_changes_both_distributions(network):
+    shape = (8, 8, 1)
+    vae = models.build(config(network, conditional=True), info(shape))
+    params, x, z = start(vae, shape), data(shape, BATCH), jnp.ones((2, BATCH, LATENTS))
+    both = jax.jit(lambda context: (vae.encode(params, x, context).mean, vae.decode(params, z, context).mean))
+    one, two = (both(jnp.broadcast_to(label, (BATCH, 4))) for label in jnp.eye(4)[:2])
+    assert [a.shape for a in one] == [(BATCH, LATENTS), (2, BATCH, *shape)]
+    assert all(np.mean(a != b) > 0.5 for a, b in zip(one, two, strict=True))
+
+
+# sizes and starts
+
+
+def test_the_parameters_of_a_784_256_64_32_network_are_440_thousand():
+    settings = Config(hidden_sizes=(256, 64, 32), activation="elu", latent_dim=2)
+    widths = [(784, 256), (256, 64), (64, 32), (32, 4), (2, 32), (32, 64), (64, 256), (256, 784)]
+    expected = sum(i * o + o for i, o in widths)
+    vae = models.build(settings, info((28, 28, 1), num_train=1000))
+    assert parameter_count(vae, (28, 28, 1)) == expected == 439_956
+
+
+def test_no_hidden_layers_is_a_linear_model():
+    vae = models.build(config(hidden_sizes=()), info((5,)))
+    assert parameter_count(vae, (5,)) == 5 * 2 * LATENTS + 2 * LATENTS + LATENTS * 5 + 5
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_start_is_a_function_of_the_key(network):
+    vae = models.build(config(network), info((8, 8, 1)))
+    one, again, other = (jax.tree.leaves(start(vae, (8, 8, 1), seed)) for seed in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_activations_may_differ_from_layer_to_layer():
+    means = set()
+    for activation, options in (("relu", {}), ("relu,tanh", {}), ("relu", {"decoder_activation": "tanh,elu"})):
+        vae = models.build(config(activation=activation, network_options=options), info((5,)))
+        params = start(vae, (5,))
+        means.add(float(vae.decode(params, vae.encode(params, data((5,))).mean).mean.sum()))
+    assert len(means) == 3
+
+
+# what does not fit
+
+
+@pytest.mark.parametrize(
+    "settings, changes, words",
+    (
+        ({"network": "mpl"}, {}, ("Unknown network 'mpl'", "Did you mean 'mlp'", "convolutional, mlp")),
+        ({"network": "Network"}, {}, ("Unknown network 'Network'",)),
+        ({"network": "_network"}, {}, ("Unknown network '_network'",)),
+        ({"likelihood": "bernouli"}, {}, ("Unknown likelihood 'bernouli'", "bernoulli", ", ".join(LIKELIHOODS))),
+        ({"posterior": "gaussian"}, {}, ("Unknown posterior 'gaussian'", ", ".join(POSTERIORS))),
+        ({"prior": "normal"}, {}, ("Unknown prior 'normal'", ", ".join(PRIORS))),
+        ({"network_options": {"width": 3}}, {}, ("network 'mlp' has no option 'width'", "decoder_activation")),
+        ({"likelihood_options": {"sigma": 1.0}}, {}, ("likelihood 'bernoulli' has no option 'sigma'", "none")),
+        ({"posterior_options": {"rank": 1}}, {}, ("posterior 'diagonal' has no option 'rank'", "none")),
+        ({"prior_options": {"k": 1}}, {}, ("prior 'standard_normal' has no option 'k'", "none")),
+        ({"likelihood": "gaussian", "likelihood_options": {"sigma": 0.0}}, {}, ("sigma is 0.0", "positive")),
+        ({"likelihood": "gaussian", "likelihood_options": {"sigma": "one"}}, {}, ("likelihood 'gaussian'",)),
+        ({"activation": "rellu"}, {}, ("Unknown activation 'rellu'", "relu")),
+        ({"activation": "relu,tanh,relu"}, {}, ("names 3 layers", "one name or 1")),
+        ({"network": "convolutional"}, {"shape": (5,)}, ("(5,)", "[H, W, C]")),
+        ({"conditional": True}, {"num_classes": 0}, ("conditional", "no labels")),
+        ({"batch_size": 101}, {}, ("batch_size is 101", "at most the 100")),
+        ({}, {"range": (-1.0, 1.0)}, ("likelihood 'bernoulli' needs data in [0, 1]", "[-1, 1]", "gaussian")),
+        ({"binarization": "dynamic"}, {"range": (0.0, 9.0)}, ("binarization 'dynamic' needs data in [0, 1]", "[0, 9]")),
+        (
+            {"likelihood": "gaussian", "binarization": "static"},
+            {"range": (0.0, 9.0)},
+            ("binarization 'static' needs data in [0, 1]",),
+        ),
+    ),
+    ids=str,
+)
+def test_what_does_not_fit_is_one_line_of_error(settings, changes, words):
+    with pytest.raises(UserError) as caught:
+        models.build(Config(**({"batch_size": 10} | settings)), info(**changes))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("likelihood", [name for name in LIKELIHOODS if name.startswith("gaussian")])
+def test_gaussians_take_data_of_any_range(likelihood):
+    models.build(config(likelihood=likelihood), info((5,), range=(-7.0, 300.0)))

@@ -1,0 +1,268 @@
+"""The bounds against a linear-Gaussian model in closed form, a non-linear one by quadrature, and plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    assert_within_errors,
+    jit,
+    mlp_vae,
+    pca_data,
+    pca_elbo,
+    pca_log_px,
+    pca_params,
+    pca_vae,
+    standard_normal,
+)
+from scipy.special import logsumexp
+
+from vae_jax.config import Config
+from vae_jax.core import VAE, condition
+from vae_jax.distributions import Bernoulli, DiagonalGaussian, kl_divergence, kl_monte_carlo
+from vae_jax.objectives import build, elbo, importance_bound, log_weights, negative_elbo
+
+PARAMS, X = pca_params(), pca_data()
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    """A small VAE of images, its parameters and a batch."""
+    vae, x = mlp_vae((2, 3, 1), latent_dim=3), jax.random.uniform(jax.random.key(1), (5, 2, 3, 1))
+    return vae, jax.jit(vae.init)(jax.random.key(2), x), x
+
+
+# the linear-Gaussian model
+
+
+@pytest.mark.parametrize("kl", (kl_divergence, kl_monte_carlo))
+def test_elbo_is_the_closed_form_of_a_linear_gaussian_model(key, kl):
+    one = lambda key: elbo(PARAMS, key, X, pca_vae(), kl=kl)  # noqa: E731
+    draws = jax.jit(jax.vmap(one))(jax.random.split(key, 20_000))
+    log_likelihood, divergence = pca_elbo(PARAMS, X)
+    assert_within_errors(draws.log_likelihood, log_likelihood)
+    assert_within_errors(draws.kl, divergence)
+    assert_within_errors(draws.log_likelihood - draws.kl, log_likelihood - divergence)
+
+
+def test_elbo_at_the_exact_posterior_is_log_px_whatever_the_sample(key):
+    bound = jit(elbo, pca_vae(exact=True), kl=kl_monte_carlo)(PARAMS, key, X)
+    np.testing.assert_allclose(bound.log_likelihood - bound.kl, pca_log_px(PARAMS, X), rtol=1e-4)
+
+
+def test_elbo_is_below_log_px():
+    assert np.all(np.subtract(*pca_elbo(PARAMS, X)) < pca_log_px(PARAMS, X) - 0.01)
+
+
+def test_importance_bound_of_many_samples_is_log_px(key):
+    log_w = jit(log_weights, pca_vae(), num_samples=50_000)(PARAMS, key, X)
+    assert log_w.shape == (50_000, len(X))
+    np.testing.assert_allclose(importance_bound(log_w), pca_log_px(PARAMS, X), atol=1e-2)
+
+
+def test_log_weights_at_the_exact_posterior_are_log_px(key):
+    log_w = jit(log_weights, pca_vae(exact=True), num_samples=3)(PARAMS, key, X)
+    np.testing.assert_allclose(log_w, np.broadcast_to(pca_log_px(PARAMS, X), (3, len(X))), rtol=1e-4)
+
+
+def test_mean_of_the_log_weights_is_the_elbo(key):
+    log_w = jit(log_weights, pca_vae(), num_samples=20_000)(PARAMS, key, X)
+    assert_within_errors(log_w, np.subtract(*pca_elbo(PARAMS, X)))
+
+
+def test_importance_bound_is_exact_where_weights_would_overflow():
+    log_w = np.random.default_rng(0).normal(size=(7, 3)) + np.array([-1e4, 0.0, 1e4])
+    expected = logsumexp(log_w, 0) - np.log(7)
+    np.testing.assert_allclose(importance_bound(jnp.asarray(log_w, jnp.float32)), expected, rtol=1e-6)
+
+
+# a model of one non-linear latent, by quadrature
+
+WEIGHTS = np.array([3.0, -2.0, 1.5, 4.0])
+
+
+def curved_vae():
+    """p(x | z) = Bernoulli(sigmoid(3 sin(w z))) and a poor q(z | x)."""
+
+    def encode(params, x):
+        mean = 0.5 * jnp.sum(x, -1, keepdims=True) - 1
+        return DiagonalGaussian(mean, jnp.full_like(mean, 0.5))
+
+    def decode(params, z):
+        return Bernoulli(3 * jnp.sin(z @ jnp.asarray(WEIGHTS[None], jnp.float32)))
+
+    return VAE(lambda key, x: {}, encode, decode, lambda params: standard_normal(1))
+
+
+def integrate(log_f):
+    """log of the integral of exp(log_f(z)), and z itself, on a fine grid of the line."""
+    z = np.linspace(-12, 12, 48_001)
+    return logsumexp(log_f(z), -1) + np.log(z[1] - z[0])
+
+
+def test_bounds_rise_with_their_samples_to_log_px_by_quadrature(key):
+    x = np.array([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]], np.float32)
+    mean_q, log_var_q = 0.5 * x.sum(-1, keepdims=True) - 1, 0.5
+
+    def log_normal(z, mean, log_var):
+        return -0.5 * (np.log(2 * np.pi) + log_var + (z - mean) ** 2 / np.exp(log_var))
+
+    def log_joint(z):
+        logits = 3 * np.sin(WEIGHTS[:, None] * z)
+        return x.astype(np.float64) @ logits - np.logaddexp(0, logits).sum(0) + log_normal(z, 0.0, 0.0)
+
+    log_px = integrate(log_joint)
+    z = np.linspace(-12, 12, 48_001)
+    q = np.exp(log_normal(z, mean_q, log_var_q))
+    exact_elbo = np.sum(q * (log_joint(z) - log_normal(z, mean_q, log_var_q)), -1) * (z[1] - z[0])
+
+    log_w = jit(log_weights, curved_vae(), num_samples=102_400)({}, key, x)
+    bounds = {
+        k: np.asarray(jax.jit(jax.vmap(importance_bound))(log_w.reshape(-1, k, len(x))), np.float64)
+        for k in (1, 4, 16, 64)
+    }
+    assert_within_errors(bounds[1], exact_elbo)
+    errors = {k: np.std(b, axis=0) / np.sqrt(len(b)) for k, b in bounds.items()}
+    means = {k: np.mean(b, axis=0) for k, b in bounds.items()}
+    for few, many in ((1, 4), (4, 16), (16, 64)):
+        assert np.all(means[many] - means[few] > 3 * np.hypot(errors[few], errors[many]))
+    assert np.all(means[64] < log_px + 3 * errors[64])
+    np.testing.assert_allclose(importance_bound(log_w), log_px, atol=2e-2)
+
+
+# sums and signs
+
+
+def test_elbo_sums_over_pixels_and_over_latents(mlp, key):
+    """With a posterior of no width, plain loops give both terms."""
+    vae, params, x = mlp
+    narrow = lambda params, x: DiagonalGaussian(vae.encode(params, x).mean, jnp.full((5, 3), -50.0))  # noqa: E731
+    mean, logits = vae.encode(params, x).mean, vae.decode(params, vae.encode(params, x).mean).logits
+    terms = jit(elbo, vae._replace(encode=narrow))(params, key, x)
+    for b in range(5):
+        log_likelihood = kl = 0.0
+        for row in range(2):
+            for column in range(3):
+                p = 1 / (1 + np.exp(-float(logits[b, row, column, 0])))
+                pixel = float(x[b, row, column, 0])
+                log_likelihood += pixel * np.log(p) + (1 - pixel) * np.log(1 - p)
+        for latent in range(3):
+            kl += 0.5 * (np.exp(-50) + float(mean[b, latent]) ** 2 - 1 + 50)
+        np.testing.assert_allclose(terms.log_likelihood[b], log_likelihood, rtol=1e-5)
+        np.testing.assert_allclose(terms.kl[b], kl, rtol=1e-5)
+
+
+def test_terms_are_one_number_an_example_whatever_the_number_of_samples(mlp, key):
+    vae, params, x = mlp
+    for num_samples in (1, 4):
+        terms = jit(elbo, vae, num_samples=num_samples)(params, jax.random.clone(key), x)
+        assert terms.log_likelihood.shape == terms.kl.shape == (5,)
+
+
+def test_the_loss_is_the_negative_of_the_bound(mlp, key):
+    vae, params, x = mlp
+    loss, metrics = jit(negative_elbo, vae)(params, jax.random.clone(key), x)
+    terms = jit(elbo, vae)(params, key, x)
+    np.testing.assert_allclose(loss, -np.mean(terms.log_likelihood - terms.kl), rtol=1e-6)
+    np.testing.assert_allclose(loss, -metrics["elbo"], rtol=1e-6)
+    assert metrics["kl"] > 0 > metrics["log_likelihood"]
+
+
+def test_the_weights_change_the_loss_and_not_the_metrics(mlp, key):
+    vae, params, x = mlp
+    _, plain = jit(negative_elbo, vae)(params, jax.random.clone(key), x)
+    loss, metrics = jit(negative_elbo, vae, alpha=0.5, beta=4.0)(params, key, x)
+    np.testing.assert_allclose(loss, 4 * plain["kl"] - 0.5 * plain["log_likelihood"], rtol=1e-6)
+    assert jax.tree.map(float, metrics) == pytest.approx(jax.tree.map(float, plain))
+
+
+def test_more_samples_have_the_same_mean_and_a_smaller_variance(key):
+    draws = {
+        num: jax.jit(jax.vmap(lambda k, num=num: elbo(PARAMS, k, X, pca_vae(), num_samples=num).log_likelihood))(
+            jax.random.split(jax.random.fold_in(key, num), 4_000)
+        )
+        for num in (1, 10)
+    }
+    assert_within_errors(draws[10], pca_elbo(PARAMS, X)[0])
+    np.testing.assert_allclose(np.var(draws[1], axis=0) / np.var(draws[10], axis=0), 10, rtol=0.25)
+
+
+@pytest.mark.parametrize("function", (elbo, negative_elbo, log_weights))
+@pytest.mark.parametrize("num_samples", (0, -1))
+def test_no_samples_is_an_error(mlp, key, function, num_samples):
+    vae, params, x = mlp
+    with pytest.raises(ValueError, match=rf"num_samples is {num_samples}; expected at least 1\."):
+        function(params, key, x, vae, num_samples=num_samples)
+
+
+# transformations
+
+
+def test_gradients_are_those_of_finite_differences(mlp, key):
+    vae, params, x = mlp
+    objective = jax.jit(lambda params: negative_elbo(params, jax.random.clone(key), x, vae))
+    (_, metrics), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+    assert set(metrics) == {"elbo", "log_likelihood", "kl"}
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
+    step = 1e-2 / norm
+    ahead, behind = (
+        objective(jax.tree.map(lambda p, g, s=s: p + s * step * np.asarray(g), params, grads))[0] for s in (1, -1)
+    )
+    np.testing.assert_allclose((ahead - behind) / (2 * step), norm**2, rtol=1e-3)
+
+
+def test_value_and_grad_takes_the_objective_as_it_is(mlp, key):
+    vae, params, x = mlp
+    (_, metrics), grads = jax.value_and_grad(negative_elbo, has_aux=True)(params, key, x, vae)
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    assert np.isfinite(metrics["elbo"])
+
+
+def test_beta_and_alpha_are_traced(mlp, key):
+    vae, params, x = mlp
+    traces = []
+
+    @jax.jit
+    def loss(key, alpha, beta):
+        traces.append(beta)
+        return negative_elbo(params, key, x, vae, alpha=alpha, beta=beta)[0]
+
+    weights = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (2.0, 3.0))
+    losses = [loss(jax.random.clone(key), alpha, beta) for alpha, beta in weights]
+    assert len(traces) == 1
+    np.testing.assert_allclose(losses[2], losses[0] + losses[1], rtol=1e-5)
+    np.testing.assert_allclose(losses[3], 2 * losses[0] + 3 * losses[1], rtol=1e-5)
+
+
+def test_beta_may_be_mapped(mlp, key):
+    vae, params, x = mlp
+    loss = lambda beta: negative_elbo(params, jax.random.clone(key), x, vae, beta=beta)  # noqa: E731
+    betas = jnp.array([0.0, 1.0, 4.0])
+    losses, metrics = jax.jit(jax.vmap(loss))(betas)
+    np.testing.assert_allclose(losses, betas * metrics["kl"] - metrics["log_likelihood"], rtol=1e-6)
+    assert len(set(metrics["kl"].tolist())) == 1
+
+
+# labels and configs
+
+
+def test_a_context_changes_the_bound_and_the_objective_knows_nothing_of_it(key):
+    vae, x = mlp_vae((4,), context_size=3), jnp.ones((5, 4))
+    params = jax.jit(vae.init)(jax.random.key(1), x)
+    loss = jax.jit(lambda key, context: negative_elbo(params, key, x, condition(vae, context))[0])
+    losses = [loss(jax.random.clone(key), jnp.broadcast_to(label, (5, 3))) for label in jnp.eye(3)]
+    assert len(set(map(float, losses))) == 3
+    assert condition(vae, None) is vae
+
+
+def test_the_objective_of_a_config_has_its_settings(mlp, key):
+    vae, params, x = mlp
+    settings = {"alpha": 0.5, "beta": 2.0, "num_samples": 3}
+    for config, expected in (
+        (Config(), jit(negative_elbo, vae)),
+        (Config(**settings), jit(negative_elbo, vae, **settings)),
+        (Config(kl="monte_carlo"), jit(negative_elbo, vae, kl=kl_monte_carlo)),
+    ):
+        loss, _ = jit(build(config), vae)(params, jax.random.clone(key), x)
+        assert loss == expected(params, jax.random.clone(key), x)[0]

@@ -1,0 +1,61 @@
+"""Invertible maps of latents made of affine coupling layers, for flow priors and flow posteriors."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.core import Params
+from vae_jax.distributions import DiagonalGaussian, Flow
+from vae_jax.networks import Function, coupling
+
+MAX_LOG_SCALE = 2.0  # a layer scales by e^-2 to e^2: no overflow in the first steps
+
+
+class RealNVP(NamedTuple):
+    """Affine couplings: a part of z moves by a shift and a scale that the other part decides, then they change places.
+
+    Dinh et al. 2017 (arXiv:1605.08803), equations 7 and 8.
+    """
+
+    kept: tuple[int, ...]  # by layer, the dimensions that decide
+    layers: tuple[Function, ...]
+
+    def init(self, key: Array, context: Array | None = None) -> Params:
+        keys = jax.random.split(key, len(self.layers))
+        parts = zip(keys, self.kept, self.layers, strict=True)
+        return [layer.init(key, jnp.zeros((1, kept)), context) for key, kept, layer in parts]
+
+    def distribution(self, params: Params, base: DiagonalGaussian, context: Array | None = None) -> Flow:
+        return Flow(base, params, context, self.forward, self.inverse)
+
+    def forward(self, params: Params, context: Array | None, u: Array) -> Array:
+        for own, kept, layer in zip(params, self.kept, self.layers, strict=True):
+            a, b = jnp.split(u, (kept,), -1)
+            shift, log_scale = _affine(layer.apply(own, a, context))
+            u = jnp.concatenate([b * jnp.exp(log_scale) + shift, a], -1)
+        return u
+
+    def inverse(self, params: Params, context: Array | None, z: Array) -> tuple[Array, Array]:
+        log_det = jnp.zeros(z.shape[:-1])
+        for own, kept, layer in reversed(list(zip(params, self.kept, self.layers, strict=True))):
+            b, a = jnp.split(z, (z.shape[-1] - kept,), -1)
+            shift, log_scale = _affine(layer.apply(own, a, context))
+            z = jnp.concatenate([a, (b - shift) * jnp.exp(-log_scale)], -1)
+            log_det = log_det - jnp.sum(log_scale, -1)
+        return z, log_det
+
+
+def real_nvp(latent_dim: int, num_couplings: int, hidden_size: int) -> RealNVP:
+    """ValueError if there is nothing to couple."""
+    if latent_dim < 2 or num_couplings < 1:
+        raise ValueError(f"a flow of {num_couplings} couplings in {latent_dim} dimensions; expected at least 1 in 2.")
+    half = latent_dim // 2
+    kept = tuple(half if i % 2 == 0 else latent_dim - half for i in range(num_couplings))
+    return RealNVP(kept, tuple(coupling(2 * (latent_dim - n), hidden_size=hidden_size) for n in kept))
+
+
+def _affine(outputs: Array) -> tuple[Array, Array]:
+    shift, log_scale = jnp.split(outputs, 2, -1)
+    return shift, MAX_LOG_SCALE * jnp.tanh(log_scale / MAX_LOG_SCALE)
