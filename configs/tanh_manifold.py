@@ -18,9 +18,9 @@ def get_config() -> Config:
         alpha=1.0,
         beta=1.0,
         batch_size=500,
-        num_epochs=200,
+        num_epochs=100,
         learning_rate=2e-3,
         schedule="cosine",
         ema_decay=0.995,
-        eval_epochs=10,
+        eval_epochs=5,
     )

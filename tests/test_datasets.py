@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import datasets
+from vae_jax import datasets, files
 from vae_jax.errors import UserError
 
 needs_mnist = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR does not name prepared data")
@@ -275,7 +275,7 @@ def test_pickled_npz_is_refused_unopened(tmp_path):
 
 
 def test_zip_bomb_and_sparse_giant_are_refused_before_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1 << 11, 1 << 10), np.uint8))
     assert (tmp_path / "a.npz").stat().st_size < 10_000
     assert "expands to 2097" in error(tmp_path / "a.npz")
@@ -381,7 +381,7 @@ def test_refused_folders(tmp_path, monkeypatch, rng):
         assert "decompression bomb" in error(tmp_path)
     bad.unlink()
     noise.save(bad)
-    monkeypatch.setattr(datasets, "_MAX_BYTES", 2000)
+    monkeypatch.setattr(files, "MAX_BYTES", 2000)
     assert "expands to 3200 bytes" in error(tmp_path)
 
 
@@ -443,7 +443,7 @@ def test_prepared_without_tensorflow_as_the_stock_data_set(tmp_path, downloads, 
     assert again.fingerprint == data.fingerprint
     kept.write_bytes(kept.read_bytes()[:-30])
     assert datasets.load(name, data_dir=tmp_path / "tfds").fingerprint == data.fingerprint
-    assert datasets._read_npz(kept)["x_test"].shape == (10, 28, 28, 1)
+    assert files.read_npz(kept)["x_test"].shape == (10, 28, 28, 1)
 
 
 def test_cache_follows_the_record_files_and_is_optional(tmp_path, downloads, cache, monkeypatch):

@@ -14,11 +14,8 @@ from vae_jax import distributions
 from vae_jax.core import reparameterize
 from vae_jax.distributions import (
     Bernoulli,
-    Categorical,
-    ContinuousBernoulli,
     Delta,
     DiagonalGaussian,
-    DiscretizedLogistic,
     Flow,
     FullGaussian,
     GaussianMixture,
@@ -33,6 +30,7 @@ from vae_jax.distributions import (
     kl_standard_normal,
     softplus,
 )
+from vae_jax.likelihoods import Categorical, ContinuousBernoulli, DiscretizedLogistic
 
 DIMS = (1, 3, 32)
 BATCH = 6

@@ -19,8 +19,9 @@ from scipy.special import logsumexp
 
 from vae_jax.config import Config
 from vae_jax.core import VAE, condition
-from vae_jax.distributions import Bernoulli, DiagonalGaussian, kl_divergence, kl_monte_carlo
-from vae_jax.objectives import build, elbo, importance_bound, log_weights, negative_elbo
+from vae_jax.distributions import Bernoulli, DiagonalGaussian, FullGaussian, kl_divergence, kl_monte_carlo
+from vae_jax.errors import UserError
+from vae_jax.objectives import build, elbo, importance_bound, log_weights, negative_elbo, negative_iwae
 
 PARAMS, X = pca_params(), pca_data()
 
@@ -266,3 +267,98 @@ def test_the_objective_of_a_config_has_its_settings(mlp, key):
     ):
         loss, _ = jit(build(config), vae)(params, jax.random.clone(key), x)
         assert loss == expected(params, jax.random.clone(key), x)[0]
+
+
+# gradient estimators
+
+
+def gradients(objective, vae, params, num_draws, **options):
+    """Gradients at many keys: [num_draws, parameters]."""
+    gradient = lambda key: jax.grad(lambda p: objective(p, key, X, vae, **options)[0])(params)  # noqa: E731
+    leaves = jax.tree.leaves(jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(1), num_draws)))
+    return np.concatenate([np.asarray(leaf, np.float64).reshape(num_draws, -1) for leaf in leaves], 1)
+
+
+def assert_equal_means(a, b, errors=5):
+    error = np.sqrt(a.var(0, ddof=1) / len(a) + b.var(0, ddof=1) / len(b))
+    assert np.all(np.abs(a.mean(0) - b.mean(0)) <= errors * error + 1e-5)
+
+
+def test_sticking_the_landing_has_the_gradient_of_the_elbo_in_expectation():
+    pathwise = gradients(negative_elbo, pca_vae(), PARAMS, 20_000)
+    assert_equal_means(
+        gradients(negative_elbo, pca_vae(), PARAMS, 20_000, kl=kl_monte_carlo, estimator="stl"), pathwise
+    )
+
+
+def test_sticking_the_landing_has_no_variance_where_q_is_the_posterior():
+    """With q exact for the current W, moving z alone changes nothing: what is left is rounding."""
+    vae, fixed = pca_vae(exact=True), PARAMS
+
+    def encode(params, x):  # the exact posterior of `fixed`, with parameters of its own
+        q = vae.encode(fixed, x)
+        return FullGaussian(q.mean + params["shift"][None], q.scale_tril * jnp.exp(params["log_scale"]))
+
+    own = vae._replace(encode=encode, decode=lambda p, z: vae.decode(fixed, z), prior=lambda p: vae.prior(fixed))
+    zero = {"shift": jnp.zeros(2), "log_scale": jnp.zeros(())}
+    stl = gradients(negative_elbo, own, zero, 200, kl=kl_monte_carlo, estimator="stl")
+    pathwise = gradients(negative_elbo, own, zero, 200, kl=kl_monte_carlo)
+    assert np.abs(stl).max() < 1e-4 < pathwise.std(0).min()
+
+
+@pytest.mark.parametrize("num_samples", (1, 5))
+def test_dreg_has_the_gradient_of_the_bound_in_expectation_and_less_variance_in_q(num_samples):
+    pathwise = gradients(negative_iwae, pca_vae(), PARAMS, 20_000, num_samples=num_samples)
+    dreg = gradients(negative_iwae, pca_vae(), PARAMS, 20_000, num_samples=num_samples, estimator="dreg")
+    assert_equal_means(dreg, pathwise)
+    assert dreg.var(0).sum() < pathwise.var(0).sum()
+
+
+def test_iwae_is_the_importance_bound_and_so_is_its_gradient(key):
+    def bound(params):
+        return -jnp.mean(importance_bound(log_weights(params, jax.random.clone(key), X, pca_vae(), num_samples=4)))
+
+    value, expected = jax.value_and_grad(bound)(PARAMS)
+    for estimator in ("pathwise", "dreg"):
+        loss = lambda p, e=estimator: negative_iwae(p, jax.random.clone(key), X, pca_vae(), num_samples=4, estimator=e)  # noqa: E731
+        (own, metrics), grads = jax.value_and_grad(loss, has_aux=True)(PARAMS)
+        np.testing.assert_allclose(own, value, rtol=1e-6)
+        np.testing.assert_allclose(metrics["log_likelihood"] - metrics["kl"], metrics["elbo"], rtol=1e-5)
+        if estimator == "pathwise":
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, expected)
+
+
+def test_free_bits_cost_each_dimension_at_least_so_much(key, mlp):
+    vae, params, x = mlp
+    q = vae.encode(params, x)
+    each = 0.5 * (np.exp(q.log_var) + q.mean**2 - 1 - q.log_var).mean(0)
+    loss, metrics = negative_elbo(params, key, x, vae)
+    floor, same = negative_elbo(params, jax.random.clone(key), x, vae, free_bits=float(np.median(each)))
+    np.testing.assert_allclose(floor - loss, np.maximum(each, np.median(each)).sum() - each.sum(), rtol=1e-4)
+    assert same == metrics
+
+
+@pytest.mark.parametrize(
+    "fields",
+    (
+        {"objective": "iwae", "beta": 2},
+        {"objective": "iwae", "alpha": 0.5},
+        {"objective": "iwae", "free_bits": 0.1},
+        {"objective": "iwae", "beta_warmup_steps": 5},
+        {"objective": "iwae", "kl": "monte_carlo"},
+        {"objective": "iwae", "estimator": "stl"},
+        {"estimator": "dreg"},
+        {"estimator": "stl"},
+        {"kl": "monte_carlo", "free_bits": 0.1},
+    ),
+    ids=str,
+)
+def test_a_contradiction_is_refused(fields):
+    with pytest.raises(UserError):
+        build(Config(**fields))
+
+
+@pytest.mark.parametrize("call", (negative_elbo, negative_iwae))
+def test_an_unknown_estimator_is_refused(call, key):
+    with pytest.raises(ValueError, match="estimator 'score'"):
+        call(PARAMS, key, X, pca_vae(), num_samples=1, estimator="score")

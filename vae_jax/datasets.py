@@ -10,24 +10,20 @@ import contextlib
 import difflib
 import hashlib
 import importlib.metadata
-import math
 import operator
 import os
 import re
-import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vae_jax.errors import UserError
+from vae_jax.files import READERS, read_folder, read_npz, reading
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 _PERMUTATION_SEED = 0
-_MAX_BYTES = 16 << 30
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class Split(NamedTuple):
@@ -97,12 +93,12 @@ def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
     if name in NAMES:
         return _split(_tfds_arrays(name, data_dir), name)
     if name and os.path.isdir(path):
-        return _split({"x": _read_folder(path)}, repr(name))
+        return _split({"x": read_folder(path)}, repr(name))
     if os.path.isfile(path):
-        if path.suffix not in _READERS:
+        if path.suffix not in READERS:
             raise UserError(f"Cannot read {name!r}: expected a .npy or .npz file, or a folder of PNG or JPEG images.")
-        return _split(_READERS[path.suffix](path), repr(name))
-    if os.path.basename(name) != name or path.suffix in _READERS:
+        return _split(READERS[path.suffix](path), repr(name))
+    if os.path.basename(name) != name or path.suffix in READERS:
         raise UserError(f"No file or folder {name!r}. Give the path of a .npy or .npz file or of a folder of images.")
     guess = difflib.get_close_matches(name.lower(), NAMES, 1)
     hint = f" Did you mean {guess[0]!r}?" if guess else ""
@@ -241,7 +237,7 @@ def _tfds_arrays(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str
 
         return tfds_builders.read(prepared)
 
-    with _reading(prepared, "a directory prepared by TFDS"):
+    with reading(prepared, "a directory prepared by TFDS"):
         files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(prepared.iterdir())]
     key = hashlib.sha256(repr((str(prepared), files)).encode()).hexdigest()[:16]
     return _cached(f"{name}-{prepared.name}-{key}", read)
@@ -257,7 +253,7 @@ def _cached(key: str, read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     """Return read(), or the copy of it in the user's cache; a copy that is damaged is replaced."""
     path = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax", f"{key}.npz")
     with contextlib.suppress(UserError):
-        return _read_npz(path)
+        return read_npz(path)
     arrays = read()
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
@@ -269,97 +265,3 @@ def _cached(key: str, read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
         finally:
             temporary.unlink(missing_ok=True)
     return arrays
-
-
-@contextlib.contextmanager
-def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one line that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}.") from error
-
-
-def _check_size(size: int) -> None:
-    # Half of the memory, where it is known, since splitting copies the data once.
-    known = hasattr(os, "sysconf")
-    limit = min(_MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2) if known else _MAX_BYTES
-    if size > limit:
-        raise ValueError(f"it expands to {size} bytes, and the limit here is {limit}")
-
-
-def _read_array(file: IO[bytes], size: int) -> np.ndarray:
-    """Read a .npy stream of `size` bytes, allocating nothing that the stream does not hold."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"its npy format is {version}")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if dtype.hasobject:
-        raise ValueError("it holds pickled Python objects, as NumPy saves ragged arrays")
-    announced, held = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if announced != held:
-        raise ValueError(f"its header announces {announced} bytes of values, but it holds {held}")
-    _check_size(announced)
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _read_npy(path: Path) -> dict[str, np.ndarray]:
-    with _reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
-        return {"x": _read_array(file, os.fstat(file.fileno()).st_size)}
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with _reading(path, "plain arrays written by numpy.savez"), zipfile.ZipFile(path) as archive:
-        _check_size(sum(info.file_size for info in archive.infolist()))
-        arrays = {}
-        for info in archive.infolist():
-            with archive.open(info) as file:
-                arrays[info.filename.removesuffix(".npy")] = _read_array(file, info.file_size)
-        return arrays
-
-
-_READERS = {".npy": _read_npy, ".npz": _read_npz}
-
-
-@contextlib.contextmanager
-def _open_image(path: Path) -> Iterator[Any]:
-    from PIL import Image
-
-    with _reading(path, "an 8-bit PNG or JPEG image"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            yield image
-
-
-def _read_folder(folder: Path) -> np.ndarray:
-    """Return the images of a folder, [N, H, W, C], uint8. Every header is checked before any image is decoded."""
-    with _reading(folder, "a folder of PNG or JPEG images"):
-        files = (p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith("."))
-        paths = sorted(p for p in files if p.is_file())
-        if not paths:
-            raise ValueError(f"it holds no file ending in {', '.join(_IMAGE_SUFFIXES)}, and sub-folders are not read")
-    sizes, modes = [], set()
-    for path in paths:
-        with _open_image(path) as image:
-            sizes.append(image.size)
-            modes.add(image.mode)
-            if image.mode[0] in "IF":
-                raise ValueError("it has more than 8 bits per pixel")
-            if image.size != sizes[0]:
-                raise ValueError(f"its size is {image.size}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
-    mode = "L" if modes <= {"1", "L"} else "RGB"
-    width, height = sizes[0]
-    shape = (len(paths), height, width, len(mode))
-    with _reading(folder, "fewer or smaller images"):
-        _check_size(math.prod(shape))
-        x = np.empty(shape, np.uint8)
-    for row, path in zip(x, paths, strict=True):
-        with _open_image(path) as image:
-            row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
-    return x

@@ -41,8 +41,8 @@ def full_gaussian_log_prob(x: Array, mean: Array, scale_tril: Array) -> Array:
     """log N(x | mean, T T') for a lower-triangular T. x, mean: [..., L]; scale_tril: [..., L, L]; result: [...]."""
     _check_same("values", x.shape[-1:], mean.shape[-1:])
     _check_square("scale_tril", scale_tril, mean)
-    distance = jnp.sum(_solve(scale_tril, (x - _like(mean, x))[..., None]) ** 2, (-1, -2))
-    return -0.5 * (x.shape[-1] * log(2 * pi) + distance) - _like(_half_log_det(scale_tril), distance)
+    distance = jnp.sum(_solve(scale_tril, (x - expand_like(mean, x))[..., None]) ** 2, (-1, -2))
+    return -0.5 * (x.shape[-1] * log(2 * pi) + distance) - expand_like(_half_log_det(scale_tril), distance)
 
 
 def kl_standard_normal(mean: Array, log_var: Array) -> Array:
@@ -71,7 +71,7 @@ def kl_gaussians_tril(mean_q: Array, tril_q: Array, mean_p: Array, tril_p: Array
     _check_square("tril_q", tril_q, mean_q)
     _check_square("tril_p", tril_p, mean_p)
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
-    mean_p, tril_p = _like(mean_p, mean_q), _like(tril_p, tril_q)
+    mean_p, tril_p = expand_like(mean_p, mean_q), expand_like(tril_p, tril_q)
     trace = jnp.sum(_solve(tril_p, tril_q) ** 2, (-1, -2))
     distance = jnp.sum(_solve(tril_p, (mean_p - mean_q)[..., None]) ** 2, (-1, -2))
     log_det = 2 * (_half_log_det(tril_p) - _half_log_det(tril_q))
@@ -86,7 +86,7 @@ def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
 def kl_divergence(q: Any, p: Any, z: Any) -> Array:
     """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), else its estimate at z ~ q."""
     if isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian):
-        return _sum_event(_kl_gaussian(q.mean, q.log_var, p.mean, p.log_var), q.event_ndim)
+        return sum_event(_kl_gaussian(q.mean, q.log_var, p.mean, p.log_var), q.event_ndim)
     if isinstance(q, DiagonalGaussian | FullGaussian) and isinstance(p, DiagonalGaussian | FullGaussian):
         return kl_gaussians_tril(q.mean, q.scale_tril, p.mean, p.scale_tril)
     return kl_monte_carlo(q, p, z)
@@ -122,15 +122,15 @@ class DiagonalGaussian:
     @property
     def scale_tril(self) -> Array:
         scale = jnp.exp(0.5 * self.log_var)[..., None]
-        return scale * _like(jnp.eye(scale.shape[-2], dtype=scale.dtype), scale)
+        return scale * expand_like(jnp.eye(scale.shape[-2], dtype=scale.dtype), scale)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = sample_shape + self.mean.shape
         return reparameterize(key, jnp.broadcast_to(self.mean, shape), jnp.broadcast_to(self.log_var, shape))
 
     def log_prob(self, value: Array) -> Array:
-        log_prob = gaussian_log_prob(value, _like(self.mean, value), _like(self.log_var, value))
-        return _sum_event(log_prob, self.event_ndim)
+        log_prob = gaussian_log_prob(value, expand_like(self.mean, value), expand_like(self.log_var, value))
+        return sum_event(log_prob, self.event_ndim)
 
 
 @distribution
@@ -142,7 +142,7 @@ class FullGaussian:
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         eps = jax.random.normal(key, sample_shape + self.mean.shape, self.mean.dtype)
-        return _like(self.mean, eps) + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
+        return expand_like(self.mean, eps) + jnp.einsum("...ij,...j->...i", self.scale_tril, eps)
 
     def log_prob(self, value: Array) -> Array:
         return full_gaussian_log_prob(value, self.mean, self.scale_tril)
@@ -164,91 +164,7 @@ class Bernoulli:
         return jax.random.bernoulli(key, jnp.broadcast_to(self.mean, shape)).astype(self.logits.dtype)
 
     def log_prob(self, value: Array) -> Array:
-        return _sum_event(bernoulli_log_prob(value, _like(self.logits, value)), self.event_ndim)
-
-
-@distribution
-class ContinuousBernoulli:
-    """The density proportional to exp(logits * x) on [0, 1], independent over the event axes.
-
-    Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6, in its natural parameter.
-    """
-
-    logits: Array  # [..., *event]
-    event_ndim: int = static(default=1)
-
-    @property
-    def mean(self) -> Array:
-        return jax.vmap(jax.grad(_log_mean_exp))(self.logits.reshape(-1)).reshape(self.logits.shape)
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        shape = sample_shape + self.logits.shape
-        size = jnp.broadcast_to(jnp.maximum(jnp.abs(self.logits), 1e-3), shape)
-        u = jax.random.uniform(key, shape, self.logits.dtype)
-        x = 1 + jnp.log(u + (1 - u) * jnp.exp(-size)) / size  # the inverse distribution function at |logits|
-        return jnp.clip(jnp.where(jnp.broadcast_to(self.logits, shape) < 0, 1 - x, x), 0, 1)
-
-    def log_prob(self, value: Array) -> Array:
-        logits = _like(self.logits, value)
-        return _sum_event(value * logits - _log_mean_exp(logits), self.event_ndim)
-
-
-@distribution
-class DiscretizedLogistic:
-    """A logistic distribution rounded to the values 0, 1/255 .. 1, with its tails in the first and the last.
-
-    Salimans et al. 2017 (arXiv:1701.05517), equation 2, for one component. `log_prob` is that of whole bytes / 255.
-    """
-
-    location: Array  # [..., *event]
-    log_scale: Array  # [..., *event]
-    event_ndim: int = static(default=1)
-
-    @property
-    def mean(self) -> Array:
-        def add(k: Array, total: Array) -> Array:  # E[x] is the average over k of P(x >= k / 255)
-            return total + jax.nn.sigmoid((self.location - (k - 0.5) / 255) * jnp.exp(-self.log_scale))
-
-        return jax.lax.fori_loop(1, 256, add, jnp.zeros_like(self.location)) / 255
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        noise = jax.random.logistic(key, sample_shape + self.location.shape, self.location.dtype)
-        x = _like(self.location, noise) + _like(jnp.exp(self.log_scale), noise) * noise
-        return jnp.clip(jnp.round(255 * x), 0, 255) / 255
-
-    def log_prob(self, value: Array) -> Array:
-        inverse_scale = _like(jnp.exp(-self.log_scale), value)
-        centered = value - _like(self.location, value)
-        above, below = ((centered + half) * inverse_scale for half in (0.5 / 255, -0.5 / 255))
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of nearly equal numbers.
-        log_cdf, log_survival = -softplus(-above), -softplus(below)
-        inside = log_cdf + log_survival + jnp.log(-jnp.expm1(-inverse_scale / 255))
-        edge = 0.5 / 255
-        log_prob = jnp.where(value < edge, log_cdf, jnp.where(value > 1 - edge, log_survival, inside))
-        return _sum_event(log_prob, self.event_ndim)
-
-
-@distribution
-class Categorical:
-    """Each element of x takes one of the C values 0, 1/(C - 1) .. 1, independently, with softmax(logits)."""
-
-    logits: Array  # [..., *event, C]
-    event_ndim: int = static(default=1)
-
-    @property
-    def mean(self) -> Array:
-        num = self.logits.shape[-1]
-        return jnp.sum(jax.nn.softmax(self.logits) * _like(jnp.linspace(0.0, 1.0, num), self.logits), -1)
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        level = jax.random.categorical(key, self.logits, shape=sample_shape + self.logits.shape[:-1])
-        return level.astype(self.logits.dtype) / (self.logits.shape[-1] - 1)
-
-    def log_prob(self, value: Array) -> Array:
-        level = jnp.round(value * (self.logits.shape[-1] - 1)).astype(jnp.int32)
-        log_p = _like(jax.nn.log_softmax(self.logits), level[..., None])
-        log_p = jnp.broadcast_to(log_p, (*level.shape, self.logits.shape[-1]))
-        return _sum_event(jnp.take_along_axis(log_p, level[..., None], -1)[..., 0], self.event_ndim)
+        return sum_event(bernoulli_log_prob(value, expand_like(self.logits, value)), self.event_ndim)
 
 
 @distribution
@@ -283,7 +199,7 @@ class GaussianMixture:
 
     def log_prob(self, value: Array) -> Array:
         each = self.components.log_prob(value[..., None, :])
-        return jax.nn.logsumexp(each + _like(jax.nn.log_softmax(self.logits), each), -1)
+        return jax.nn.logsumexp(each + expand_like(jax.nn.log_softmax(self.logits), each), -1)
 
 
 @distribution
@@ -312,26 +228,19 @@ class Flow:
         return self.base.log_prob(u) + log_det
 
 
-def _log_mean_exp(a: Array) -> Array:
-    """log of the integral of exp(a x) over [0, 1], elementwise: log((exp(a) - 1) / a), 0 at a = 0."""
-    size = jnp.maximum(jnp.abs(a), 0.1)
-    large = jnp.maximum(a, 0) + jnp.log1p(-jnp.exp(-size)) - jnp.log(size)
-    return jnp.where(jnp.abs(a) < 0.1, a / 2 + a**2 / 24 - a**4 / 2880, large)
-
-
-def _like(a: Array, b: Array) -> Array:
+def expand_like(a: Array, b: Array) -> Array:
     """a with the leading axes it lacks: explicit, since rank promotion hides mistakes."""
     return a if a.ndim >= b.ndim else a.reshape((1,) * (b.ndim - a.ndim) + a.shape)
 
 
-def _sum_event(a: Array, event_ndim: int) -> Array:
+def sum_event(a: Array, event_ndim: int) -> Array:
     return jnp.sum(a, tuple(range(-event_ndim, 0)))
 
 
 def _kl_gaussian(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
     """KL between Gaussians, elementwise."""
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
-    mean_p, log_var_p = _like(mean_p, mean_q), _like(log_var_p, mean_q)
+    mean_p, log_var_p = expand_like(mean_p, mean_q), expand_like(log_var_p, mean_q)
     ratio = log_var_q - log_var_p
     return 0.5 * (jnp.exp(ratio) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p) - 1 - ratio)
 

@@ -10,7 +10,7 @@ from jax import Array
 from jax.scipy.special import gammaln
 
 from vae_jax.core import Distribution, Params
-from vae_jax.distributions import Bernoulli, Categorical, ContinuousBernoulli, DiagonalGaussian, DiscretizedLogistic
+from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
 
 MAX_LOG_VAR = 6.0  # bound on a learned log-variance: sigma within [0.05, 20]; without one a constant pixel diverges
 
@@ -116,6 +116,97 @@ def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
         support=(0.0, 1.0),
         discrete=True,
     )
+
+
+@distribution
+class ContinuousBernoulli:
+    """The density proportional to exp(logits * x) on [0, 1], independent over the event axes.
+
+    Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6, in its natural parameter.
+    """
+
+    logits: Array  # [..., *event]
+    event_ndim: int = static(default=1)
+
+    @property
+    def mean(self) -> Array:
+        return jax.vmap(jax.grad(_log_mean_exp))(self.logits.reshape(-1)).reshape(self.logits.shape)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        shape = sample_shape + self.logits.shape
+        size = jnp.broadcast_to(jnp.maximum(jnp.abs(self.logits), 1e-3), shape)
+        u = jax.random.uniform(key, shape, self.logits.dtype)
+        x = 1 + jnp.log(u + (1 - u) * jnp.exp(-size)) / size  # the inverse distribution function at |logits|
+        return jnp.clip(jnp.where(jnp.broadcast_to(self.logits, shape) < 0, 1 - x, x), 0, 1)
+
+    def log_prob(self, value: Array) -> Array:
+        logits = expand_like(self.logits, value)
+        return sum_event(value * logits - _log_mean_exp(logits), self.event_ndim)
+
+
+@distribution
+class DiscretizedLogistic:
+    """A logistic distribution rounded to the values 0, 1/255 .. 1, with its tails in the first and the last.
+
+    Salimans et al. 2017 (arXiv:1701.05517), equation 2, for one component. `log_prob` is that of whole bytes / 255.
+    """
+
+    location: Array  # [..., *event]
+    log_scale: Array  # [..., *event]
+    event_ndim: int = static(default=1)
+
+    @property
+    def mean(self) -> Array:
+        def add(k: Array, total: Array) -> Array:  # E[x] is the average over k of P(x >= k / 255)
+            return total + jax.nn.sigmoid((self.location - (k - 0.5) / 255) * jnp.exp(-self.log_scale))
+
+        return jax.lax.fori_loop(1, 256, add, jnp.zeros_like(self.location)) / 255
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        noise = jax.random.logistic(key, sample_shape + self.location.shape, self.location.dtype)
+        x = expand_like(self.location, noise) + expand_like(jnp.exp(self.log_scale), noise) * noise
+        return jnp.clip(jnp.round(255 * x), 0, 255) / 255
+
+    def log_prob(self, value: Array) -> Array:
+        inverse_scale = expand_like(jnp.exp(-self.log_scale), value)
+        centered = value - expand_like(self.location, value)
+        above, below = ((centered + half) * inverse_scale for half in (0.5 / 255, -0.5 / 255))
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of nearly equal numbers.
+        log_cdf, log_survival = -softplus(-above), -softplus(below)
+        inside = log_cdf + log_survival + jnp.log(-jnp.expm1(-inverse_scale / 255))
+        edge = 0.5 / 255
+        log_prob = jnp.where(value < edge, log_cdf, jnp.where(value > 1 - edge, log_survival, inside))
+        return sum_event(log_prob, self.event_ndim)
+
+
+@distribution
+class Categorical:
+    """Each element of x takes one of the C values 0, 1/(C - 1) .. 1, independently, with softmax(logits)."""
+
+    logits: Array  # [..., *event, C]
+    event_ndim: int = static(default=1)
+
+    @property
+    def mean(self) -> Array:
+        num = self.logits.shape[-1]
+        return jnp.sum(jax.nn.softmax(self.logits) * expand_like(jnp.linspace(0.0, 1.0, num), self.logits), -1)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        level = jax.random.categorical(key, self.logits, shape=sample_shape + self.logits.shape[:-1])
+        return level.astype(self.logits.dtype) / (self.logits.shape[-1] - 1)
+
+    def log_prob(self, value: Array) -> Array:
+        level = jnp.round(value * (self.logits.shape[-1] - 1)).astype(jnp.int32)
+        log_p = expand_like(jax.nn.log_softmax(self.logits), level[..., None])
+        log_p = jnp.broadcast_to(log_p, (*level.shape, self.logits.shape[-1]))
+        return sum_event(jnp.take_along_axis(log_p, level[..., None], -1)[..., 0], self.event_ndim)
+
+
+def _log_mean_exp(a: Array) -> Array:
+    """log of the integral of exp(a x) over [0, 1], elementwise: log((exp(a) - 1) / a), 0 at a = 0."""
+    size = jnp.maximum(jnp.abs(a), 0.1)
+    large = jnp.maximum(a, 0) + jnp.log1p(-jnp.exp(-size)) - jnp.log(size)
+    return jnp.where(jnp.abs(a) < 0.1, a / 2 + a**2 / 24 - a**4 / 2880, large)
 
 
 def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> Array:
