@@ -16,8 +16,9 @@ def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
 def _options() -> dict[str, str]:
     """Empty where XLA does not know them.
 
-    On CPU, XLA hands chains of products and elementwise work to YNNPACK (jax 0.10 to 0.12): the evaluation of a
-    784-512-512-50 VAE ran 12 times slower with it. `tests/benchmarks` measures both.
+    On CPU, XLA hands sums over pixels, with all that feeds them, to YNNPACK (jax 0.10 to 0.12). That takes nearly
+    three times the processor time in the evaluation of an MLP and a third more in its training; convolutions lose 7 %
+    without it. `tests/benchmarks/speed.py` measures both.
     """
     if jax.default_backend() != "cpu":
         return {}
