@@ -83,6 +83,12 @@ FLAGS = {
     "unknown likelihood": (["--config.likelihood=bernouli"], ["Unknown likelihood 'bernouli'", "mean 'bernoulli'?"]),
     "unknown posterior": (["--config.posterior=diag"], ["Unknown posterior 'diag'", "diagonal"]),
     "unknown prior": (["--config.prior=normal"], ["Unknown prior 'normal'", "standard_normal"]),
+    "pseudo-inputs without a label": (
+        ["--config.prior=vamp", "--config.conditional=true"],
+        ["prior 'vamp' needs conditional=false"],
+    ),
+    "pseudo-inputs of another posterior": (["--config.prior=vamp", "--config.posterior=flow"], ["posterior=diagonal"]),
+    "contradiction": (["--config.objective=iwae", "--config.beta=2"], ["which objective 'iwae' has no place for"]),
     "unknown network": (["--config.network=unet"], ["Unknown network 'unet'", "mlp"]),
     "private name": (["--config.network=_MLP"], ["Unknown network '_MLP'"]),
     "unknown optimizer": (["--config.optimizer=adamm"], ["Unknown optimizer 'adamm'", "Did you mean 'adam'?"]),

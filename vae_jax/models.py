@@ -26,6 +26,8 @@ def build(config: Config, data: DataInfo) -> VAE:
     check_range(config, data.range)
     posterior = make(posteriors, "Posterior", config.posterior, config.latent_dim, **config.posterior_options)
     prior = make(priors, "Prior", config.prior, config.latent_dim, **config.prior_options)
+    if prior.encodes and (config.conditional or config.posterior != "diagonal"):
+        raise UserError(f"prior {config.prior!r} needs conditional=false and posterior=diagonal. Choose another prior.")
     given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
     if twice := sorted(given.keys() & config.network_options.keys()):
         raise UserError(f"network_options holds {twice[0]}, which is a field of its own: --config.{twice[0]}.")

@@ -15,6 +15,7 @@ from vae_jax.distributions import DiagonalGaussian, GaussianMixture
 class Prior(NamedTuple):
     build: Callable[[Params, Callable[[Array], Distribution]], Distribution]  # (params, x -> q(z | x)) -> p(z)
     init: Callable[[Array, Array], Params] = lambda key, x: {}  # (key, training examples x) -> params
+    encodes: bool = False  # build calls encode, without a label, and needs a diagonal Gaussian
 
 
 def standard_normal(latent_dim: int) -> Prior:
@@ -52,7 +53,7 @@ def vamp(latent_dim: int, *, num_components: int = 500) -> Prior:
             raise ValueError(f"The VampPrior needs a diagonal posterior; got a {type(components).__name__}.")
         return GaussianMixture(jnp.zeros(num_components), components)
 
-    return Prior(build, init)
+    return Prior(build, init, encodes=True)
 
 
 def real_nvp(latent_dim: int, *, num_couplings: int = 6, hidden_size: int = 256) -> Prior:
