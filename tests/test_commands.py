@@ -226,6 +226,13 @@ def test_encode_own_file(vae, digits_run, tmp_path):
     np.testing.assert_allclose(arrays["mean"], encoded(vae, digits_run, tmp_path)["mean"][:30], atol=1e-5)
 
 
+def test_encode_own_examples_in_their_order(vae, digits_run, tmp_path):
+    split = datasets.load("digits").test
+    np.save(tmp_path / "own.npy", split.x)
+    arrays = encoded(vae, digits_run, tmp_path, "--data", tmp_path / "own.npy")
+    np.testing.assert_allclose(arrays["mean"], encoded(vae, digits_run, tmp_path)["mean"], atol=1e-5)
+
+
 # evaluate
 
 

@@ -51,6 +51,7 @@ def parse(argv: list[str]) -> Namespace:
 
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
     data_flags(sub)
+    sub.epilog = "Of your own data without splits every example is encoded, in its order, whatever --split."
 
     sub = command("evaluate", "ELBO and importance-weighted NLL of a split, in nats: one JSON object on stdout.")
     data_flags(sub)

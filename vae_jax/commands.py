@@ -90,7 +90,9 @@ def manifold(options: Namespace) -> str:
 
 def encode(options: Namespace) -> str:
     restored = _load(options)
-    examples, label = _examples(options, restored)
+    whole = options.data and datasets.load_whole(options.data)
+    dataset = datasets.Dataset(options.data, whole, None, whole) if whole else None
+    examples, label = _examples(options, restored, dataset=dataset)
 
     @jax.jit
     def batch(params, examples: Examples):
@@ -129,10 +131,12 @@ def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint)
 
 
-def _examples(options: Namespace, restored: Restored, limit: int | None = None) -> tuple[Examples, np.ndarray | None]:
+def _examples(
+    options: Namespace, restored: Restored, limit: int | None = None, dataset: datasets.Dataset | None = None
+) -> tuple[Examples, np.ndarray | None]:
     """The first `limit` examples of the split that the flags name, as the model sees them, and their labels."""
     config, data = restored.config, restored.data
-    dataset = datasets.load(
+    dataset = dataset or datasets.load(
         options.data or config.dataset,
         data_dir=options.data_dir or data.data_dir,
         classes=() if options.data else config.classes,

@@ -86,6 +86,15 @@ def load(
     return Dataset(name, train, validation, test)
 
 
+def load_whole(name: str | os.PathLike[str]) -> Split | None:
+    """Every example of one's own file or folder, in its order; None for a name, or a file with splits of its own."""
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return _part({"x": read_folder(path)}, "", repr(os.fspath(name)))
+    arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
+    return _part(arrays, "", repr(os.fspath(name))) if "x" in arrays else None
+
+
 def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split]:
     path = Path(os.path.expanduser(name))
     if name == "digits":
@@ -181,23 +190,24 @@ def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
     return y.astype(np.int32)
 
 
+def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
+    x = _as_images(arrays[f"x{suffix}"], f"x{suffix} of {source}")
+    y = arrays.get(f"y{suffix}")
+    return Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
+
+
 def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
     """Return train and test of arrays named as in the docstring of `load`."""
 
-    def part(suffix: str) -> Split:
-        x = _as_images(arrays[f"x{suffix}"], f"x{suffix} of {source}")
-        y = arrays.get(f"y{suffix}")
-        return Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
-
     if arrays.keys() in ({"x"}, {"x", "y"}):
-        whole = part("")
+        whole = _part(arrays, "", source)
         n = len(whole.x)
         if n < 2:
             raise UserError(f"{source} holds one example, expected at least 2, since one becomes the test split.")
         order, cut = _permutation(n), n - max(1, n // 10)
         return _take(whole, order[:cut]), _take(whole, order[cut:])
     if arrays.keys() in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
-        train, test = part("_train"), part("_test")
+        train, test = _part(arrays, "_train", source), _part(arrays, "_test", source)
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise UserError(
                 f"{source} has x_train of shape {train.x.shape}, {train.x.dtype}, and x_test of shape {test.x.shape}, "
