@@ -1,8 +1,10 @@
 """Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
 
 import json
+import os
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 from vae_jax import console
@@ -31,10 +33,12 @@ def main(argv: list[str]) -> None:
     )
 
     # The data.
+    config = replace(config, dataset=datasets.absolute(config.dataset))
+    data_dir = options.data_dir or os.environ.get("TFDS_DATA_DIR")
     dataset = datasets.load(
-        config.dataset, data_dir=options.data_dir, classes=config.classes, validation_size=config.validation_size
+        config.dataset, data_dir=data_dir, classes=config.classes, validation_size=config.validation_size
     )
-    data = inputs.describe(dataset, options.data_dir)
+    data = inputs.describe(dataset, data_dir)
     split = "validation" if dataset.validation else "test"
     examples = inputs.training_examples(dataset, config)
     label = getattr(dataset, split).label

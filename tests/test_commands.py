@@ -226,6 +226,14 @@ def test_encode_own_file(vae, digits_run, tmp_path):
     np.testing.assert_allclose(arrays["mean"], encoded(vae, digits_run, tmp_path)["mean"][:30], atol=1e-5)
 
 
+def test_a_run_on_a_relative_path_serves_from_anywhere(train, vae, tmp_path, monkeypatch):
+    np.save(tmp_path / "own.npy", datasets.load("digits").test.x)
+    monkeypatch.chdir(tmp_path)
+    train("run", dataset="own.npy", batch_size=20)
+    monkeypatch.chdir("/")
+    assert strict_json(vae("evaluate", tmp_path / "run", "--num_samples=2"))["num_examples"] == 29
+
+
 def test_encode_own_examples_in_their_order(vae, digits_run, tmp_path):
     split = datasets.load("digits").test
     np.save(tmp_path / "own.npy", split.x)

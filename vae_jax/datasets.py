@@ -86,6 +86,12 @@ def load(
     return Dataset(name, train, validation, test)
 
 
+def absolute(name: str) -> str:
+    """A path as an absolute one, so that a run directory serves from anywhere; another name as it is."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if name not in NAMES and os.path.exists(path) else name
+
+
 def load_whole(name: str | os.PathLike[str]) -> Split | None:
     """Every example of one's own file or folder, in its order; None for a name, or a file with splits of its own."""
     path = Path(os.path.expanduser(name))
