@@ -1,6 +1,7 @@
 """train.py: one command from flags to a run directory, and resuming it as if it had never stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_run_directory_describes_itself(digits_run):
     run = json.loads((digits_run / "run.json").read_text())
     assert run["config"] == config.to_json(checkpoints.read_run(digits_run)[0])
     assert run["config"]["hidden_sizes"] == [8] and run["config"]["num_epochs"] == 6
-    dataset = datasets.load("digits")
+    dataset, found = datasets.load("digits"), os.environ.get("TFDS_DATA_DIR")
     assert run["data"] == {
         "shape": [8, 8, 1],
         "num_classes": 10,
@@ -109,7 +110,7 @@ def test_run_directory_describes_itself(digits_run):
         "num_validation": 0,
         "num_test": 297,
         "fingerprint": dataset.fingerprint,
-        "data_dir": None,
+        "data_dir": found and os.path.abspath(found),
     }
     assert run["versions"]["jax"] == jax.__version__ and run["versions"]["python"] == sys.version.split()[0]
 
