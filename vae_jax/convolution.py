@@ -1,8 +1,8 @@
 """Convolutions that are fast on every backend, inside `lax.scan` and with gradients.
 
 XLA:CPU compiles a convolution in a loop body to scalar code, 25 to 60 times slower than outside. There, a convolution
-gathers its windows and takes one matrix product; a transposed convolution takes one matrix product and adds up
-overlapping windows. The two memory movements are each other's transposes (reverse-mode derivatives only).
+copies its windows side by side and takes one matrix product; a transposed convolution takes one matrix product and adds
+up overlapping windows. The two memory movements are each other's transposes (reverse-mode derivatives only).
 """
 
 from functools import partial
@@ -59,6 +59,18 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size) -> A
     return lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, dilation, dimension_numbers=_NHWC)
 
 
+def add_bias(y: Array, bias: Array) -> Array:
+    """y + bias for y: [..., D] and bias: [D].
+
+    On CPU the gradient of bias is a product with ones: XLA:CPU's own sum over pixels is slow, and fused with all that
+    feeds it, which everything else that needs the gradient of y then computes once more.
+    """
+    if jax.default_backend() != "cpu":
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    ones = jnp.ones((y.size // bias.size, 1), y.dtype)
+    return y + (ones @ bias[None]).reshape(y.shape)
+
+
 def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size) -> Array:
     (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
     if stride > 1 or d >= 16 or kh % 2 == 0 or kw % 2 == 0:
@@ -68,7 +80,8 @@ def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size) -> Arra
     taps = lax.dot_general(weights, x.reshape(-1, c), (((1,), (1,)), ((), ()))).reshape(kh, kw, d, b, h, w)
     taps = jnp.pad(taps, ((0, 0), (0, 0), (0, 0), (0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)))
     shifted = [taps[t, u, ..., kh - 1 - t :, kw - 1 - u :][..., :h, :w] for t in range(kh) for u in range(kw)]
-    return jnp.moveaxis(sum(shifted[1:], shifted[0]), 0, -1)
+    # Its gradient goes to nine taps, each of which would compute it anew.
+    return lax.optimization_barrier(jnp.moveaxis(sum(shifted[1:], shifted[0]), 0, -1))
 
 
 def _product(x: Array, w: Array) -> Array:
@@ -76,24 +89,21 @@ def _product(x: Array, w: Array) -> Array:
     return (x.reshape(-1, w.shape[0]) @ w).reshape(*x.shape[:-1], w.shape[1])
 
 
-# The gradients are by hand because that of a gather is a serial scatter, and that of a slice a padded image.
+# The gradients are by hand because that of a slice is a padded image.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _windows(x: Array, kernel_size: Size, stride: int, size: Size) -> Array:
     """The kh x kw pixels under each position of the kernel: [B, H, W, C] to [B, h, w, kh * kw * C]."""
-    (b, _, _, c), (kh, kw) = x.shape, kernel_size
+    kh, kw = kernel_size
     h, w = small = tuple(-(-n // stride) for n in size)
     before = [_before(n, k, stride) for n, k in zip(size, kernel_size, strict=True)]
     after = [max((m - 1) * stride + k - n - p, 0) for n, m, k, p in zip(size, small, kernel_size, before, strict=True)]
-    x = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
-    x = x.reshape(b, x.shape[1], -1)  # with columns and channels as one axis, a window is kh long runs of memory
-
-    def window(image: Array, i: Array, j: Array) -> Array:
-        return lax.dynamic_slice(image, (i * stride, j * stride * c), (kh, kw * c))
-
-    gather = jax.vmap(jax.vmap(jax.vmap(window, (None, None, 0)), (None, 0, None)), (0, None, None))
-    return gather(x, jnp.arange(h), jnp.arange(w)).reshape(b, h, w, kh * kw * c)
+    # Without the barrier, what makes x is computed once for each window that a pixel is in.
+    x = jnp.pad(lax.optimization_barrier(x), ((0, 0), *zip(before, after, strict=True), (0, 0)))
+    rows, columns = (h - 1) * stride + 1, (w - 1) * stride + 1
+    taps = [x[:, t : t + rows : stride, u : u + columns : stride] for t in range(kh) for u in range(kw)]
+    return jnp.concatenate(taps, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
