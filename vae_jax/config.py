@@ -44,6 +44,8 @@ class Config:
     posterior_options: dict[str, Any] = _setting({}, "further arguments of the posterior, as JSON")
     prior: str = _setting("standard_normal", "p(z): a function of vae_jax/priors.py")
     prior_options: dict[str, Any] = _setting({}, "further arguments of the prior, as JSON")
+    hierarchy: str = _setting("", "a second latent above z: a function of vae_jax/hierarchies.py; empty: none")
+    hierarchy_options: dict[str, Any] = _setting({}, "further arguments of the hierarchy, as JSON")
     output_bias: bool = _setting(True, "start the decoder's last bias at the training mean")
     objective: str = _setting("elbo", "what is maximised: the ELBO or the bound of num_samples importance weights",
                          ("elbo", "iwae"))

@@ -48,6 +48,13 @@ def condition(vae: VAE, context: Array | None) -> VAE:
     )
 
 
+def with_context(x: Array, context: Array | None) -> Array:
+    """x with its context at the end, [..., D] and [..., C] -> [..., D + C]; x itself without one."""
+    if context is None:
+        return x
+    return jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1])).astype(x.dtype)], -1)
+
+
 def reparameterize(key: Array, mean: Array, log_var: Array) -> Array:
     """z = mean + exp(log_var / 2) * eps with eps ~ N(0, I), so that gradients reach mean and log_var.
 

@@ -1,17 +1,18 @@
 """What a trained VAE can make: pure functions from (params, key or x, vae) to arrays of images."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
 from vae_jax.core import VAE, Params
 
 
 class Samples(NamedTuple):
-    z: Array  # [N, L]
+    z: Any  # [N, L], or a pytree of such
     mean: Array  # [N, *shape], E[x | z]
     x: Array  # [N, *shape], a draw from p(x | z)
 
@@ -40,16 +41,12 @@ def interpolate(params: Params, x: Array, y: Array, vae: VAE, num: int) -> Array
 def traverse(params: Params, x: Array, vae: VAE, num: int, extent: float = 3.0) -> Array:
     """One latent dimension moved at a time from -extent to extent, the rest at the posterior mean of x [1, *shape].
 
-    Result: [L, num, *shape].
+    Result: [L, num, *shape], the dimensions of a latent pytree one after the other.
     """
-    z = vae.encode(params, x).mean
-    size = z.shape[-1]
+    z, unravel = ravel_pytree(vae.encode(params, x).mean)
     values = jnp.linspace(-extent, extent, num)
-    grid = jnp.broadcast_to(z.reshape(1, 1, size), (size, num, size))
-    dims = jnp.arange(size)
-    grid = grid.at[dims, :, dims].set(jnp.broadcast_to(values, (size, num)))
-    decode = jax.vmap(lambda z: vae.decode(params, z.reshape(1, size)).mean[0])
-    return jax.lax.map(decode, grid)
+    decode = jax.vmap(lambda i, value: vae.decode(params, unravel(z.at[i].set(value))).mean[0], (None, 0))
+    return jax.lax.map(lambda i: decode(i, values), jnp.arange(z.size))
 
 
 def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussian: bool = False) -> Array:

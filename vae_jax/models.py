@@ -1,10 +1,12 @@
 """The VAE of a config: networks, posterior, likelihood and prior put together."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax import likelihoods, networks, posteriors, priors
+from vae_jax import hierarchies, likelihoods, networks, posteriors, priors
 from vae_jax.config import Config, make
 from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
@@ -16,7 +18,7 @@ def build(config: Config, data: DataInfo) -> VAE:
 
     `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias.
     """
-    shape = data.shape
+    shape, latent_dim = data.shape, config.latent_dim
     if config.conditional and not data.num_classes:
         raise UserError("conditional is true but the data has no labels. Give some or set --config.conditional=false.")
     if config.batch_size > data.num_train:
@@ -24,50 +26,106 @@ def build(config: Config, data: DataInfo) -> VAE:
     context_size = data.num_classes if config.conditional else 0
     likelihood = likelihood_of(config, shape)
     check_range(config, data.range)
-    posterior = make(posteriors, "Posterior", config.posterior, config.latent_dim, **config.posterior_options)
-    prior = make(priors, "Prior", config.prior, config.latent_dim, **config.prior_options)
-    if prior.encodes and (config.conditional or config.posterior != "diagonal"):
-        raise UserError(f"prior {config.prior!r} needs conditional=false and posterior=diagonal. Choose another prior.")
-    given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
-    if twice := sorted(given.keys() & config.network_options.keys()):
-        raise UserError(f"network_options holds {twice[0]}, which is a field of its own: --config.{twice[0]}.")
-    network = make(
-        networks,
-        "Network",
-        config.network,
-        shape,
-        posterior.num_outputs,
-        likelihood.num_outputs,
-        **given,
-        **config.network_options,
+    posterior = _posterior(config, latent_dim)
+    network = _network(config, shape, posterior, likelihood)
+    if not config.hierarchy:
+        if config.hierarchy_options:
+            raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy.")
+        parts = _Parts(*network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
+        return _join(parts, config.output_bias)
+
+    top = make(hierarchies, "Hierarchy", config.hierarchy, **config.hierarchy_options)
+    top_posterior, middle = _posterior(config, top.latent_dim), likelihoods.gaussian_pixel((latent_dim,))
+    between = networks.mlp(
+        (latent_dim,),
+        top_posterior.num_outputs,
+        middle.num_outputs,
+        hidden_sizes=top.hidden_sizes,
+        activation=config.activation.split(",")[0],
     )
+    encoder = _network(config, shape, top_posterior, likelihood).encoder if top.infers_top_first else between.encoder
+    upper = _join(
+        _Parts(
+            encoder,
+            between.decoder,
+            top_posterior,
+            middle,
+            _prior(config, top.latent_dim, encodes_x=top.infers_top_first),
+            top.latent_dim,
+        )
+    )
+    if not top.infers_top_first:
+        init = upper.init
+        upper = upper._replace(init=lambda key, x: init(key, jnp.zeros((1, latent_dim))))
+    seen = context_size + (top.latent_dim if top.infers_top_first else 0)
+    no_prior = priors.standard_normal(latent_dim)
+    lower = _join(_Parts(*network, posterior, likelihood, no_prior, latent_dim, seen), config.output_bias)
+    return top.join(lower, upper)
+
+
+class _Parts(NamedTuple):
+    encoder: networks.Function
+    decoder: networks.Function
+    posterior: posteriors.Posterior
+    likelihood: likelihoods.Likelihood
+    prior: priors.Prior
+    latent_dim: int
+    context_size: int = 0
+
+
+def _join(parts: _Parts, output_bias: bool = False) -> VAE:
+    encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
 
     def init(key: Array, x: Array) -> Params:
         x = to_float(x)
         keys = jax.random.split(key, 4)
         context = jnp.zeros((1, context_size)) if context_size else None
         params = {
-            "encoder": network.encoder.init(keys[0], x[:1], context),
-            "decoder": network.decoder.init(keys[1], jnp.zeros((1, config.latent_dim)), context),
+            "encoder": encoder.init(keys[0], x[:1], context),
+            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim)), context),
             "posterior": posterior.init(keys[2]),
             "likelihood": likelihood.init(),
             "prior": prior.init(keys[3], x),
         }
-        if config.output_bias:
+        if output_bias:
             output = params["decoder"]["output"]
             output["bias"] = _output_bias(likelihood, jnp.mean(x, 0), output["bias"].size)
         return params
 
     def encode(params: Params, x: Array, context: Array | None = None):
-        return posterior.build(params["posterior"], network.encoder.apply(params["encoder"], x, context))
+        return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, context))
 
     def decode(params: Params, z: Array, context: Array | None = None):
-        return likelihood.build(params["likelihood"], network.decoder.apply(params["decoder"], z, context))
+        return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, context))
 
     def prior_of(params: Params):
         return prior.build(params["prior"], lambda x: encode(params, x))
 
     return VAE(init, encode, decode, prior_of)
+
+
+def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
+    return make(posteriors, "Posterior", config.posterior, latent_dim, **config.posterior_options)
+
+
+def _prior(config: Config, latent_dim: int, *, encodes_x: bool = True) -> priors.Prior:
+    prior = make(priors, "Prior", config.prior, latent_dim, **config.prior_options)
+    if prior.encodes and (config.conditional or config.posterior != "diagonal" or not encodes_x):
+        raise UserError(
+            f"prior {config.prior!r} needs conditional=false, posterior=diagonal and a top latent inferred from x "
+            "(no hierarchy, or hvae). Choose another prior."
+        )
+    return prior
+
+
+def _network(
+    config: Config, shape: tuple[int, ...], posterior: posteriors.Posterior, likelihood: likelihoods.Likelihood
+) -> networks.Network:
+    given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
+    if twice := sorted(given.keys() & config.network_options.keys()):
+        raise UserError(f"network_options holds {twice[0]}, which is a field of its own: --config.{twice[0]}.")
+    options = {**given, **config.network_options}
+    return make(networks, "Network", config.network, shape, posterior.num_outputs, likelihood.num_outputs, **options)
 
 
 def check_range(config: Config, value_range: tuple[float, float]) -> None:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from vae_jax.convolution import add_bias, conv, conv_transpose
-from vae_jax.core import Params
+from vae_jax.core import Params, with_context
 
 
 class Function(NamedTuple):
@@ -119,7 +119,7 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         output_scale = self.init_scale if self.output_scale is None else self.output_scale
-        x = _join(x, context)
+        x = with_context(x, context)
         for size, activation in zip(self.hidden_sizes, self.activations, strict=True):
             x = activation(nn.Dense(size, kernel_init=_scaled(self.init_scale))(x))
         return nn.Dense(self.num_outputs, kernel_init=_scaled(output_scale), name="output")(x)
@@ -194,12 +194,6 @@ def _scaled(scale: float) -> Callable[..., Array]:
     if not scale:
         return nn.initializers.zeros
     return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
-
-
-def _join(x: Array, context: Array | None) -> Array:
-    if context is None:
-        return x
-    return jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1])).astype(x.dtype)], -1)
 
 
 def _function(

@@ -1,0 +1,184 @@
+"""Two latents as one: densities against the parts, bounds, gradients, and every family of the package with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import jit, members, standard_normal
+from scipy.stats import multivariate_normal
+
+from vae_jax import generate, hierarchies, models
+from vae_jax.config import Config
+from vae_jax.core import VAE
+from vae_jax.distributions import DiagonalGaussian, FullGaussian
+from vae_jax.errors import UserError
+from vae_jax.hierarchies import Chain
+from vae_jax.inputs import DataInfo
+from vae_jax.objectives import elbo, importance_bound, log_weights, negative_elbo, negative_iwae
+
+HIERARCHIES = sorted(members(hierarchies, "Hierarchy"))
+SHAPE = (4, 4, 1)
+DATA = DataInfo(SHAPE, 3, (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)
+
+every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES)
+
+
+def build(hierarchy, **settings):
+    options = {"latent_dim": 2, "hidden_sizes": (6, 5)}
+    return models.build(
+        Config(
+            batch_size=5,
+            latent_dim=3,
+            hidden_sizes=(8,),
+            hierarchy=hierarchy,
+            hierarchy_options=options,
+            **settings,
+        ),
+        DATA,
+    )
+
+
+def data(num=5):
+    return jnp.asarray(np.random.default_rng(0).random((num, *SHAPE)) < 0.4, jnp.float32)
+
+
+@every_hierarchy
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"posterior": "full_covariance", "prior": "mixture"},
+        {"posterior": "flow", "prior": "real_nvp"},
+        {"conditional": True, "likelihood": "gaussian_pixel"},
+        {"network": "convolutional", "network_options": {"channels": [4]}, "conditional": True},
+    ],
+    ids=str,
+)
+def test_shapes_with_every_family(hierarchy, settings):
+    vae = build(hierarchy, **settings)
+    context = jnp.zeros((5, 3)) if settings.get("conditional") else None
+
+    def run(key):
+        params = vae.init(key, data())
+        q = vae.encode(params, data(), context)
+        z = q.sample(jax.random.key(1), (7,))
+        p = vae.prior(params)
+        return (
+            q.mean,
+            z,
+            vae.decode(params, z, context).mean,
+            q.log_prob(z),
+            p.log_prob(z),
+            p.sample(jax.random.key(2), (2,)),
+        )
+
+    mean, z, x, log_q, log_p, prior = jax.eval_shape(run, jax.random.key(0))
+    assert {name: a.shape for name, a in mean.items()} == {"z1": (5, 3), "z2": (5, 2)}
+    assert {name: a.shape for name, a in z.items()} == {"z1": (7, 5, 3), "z2": (7, 5, 2)}
+    assert {name: a.shape for name, a in prior.items()} == {"z1": (2, 3), "z2": (2, 2)}
+    assert x.shape == (7, 5, *SHAPE) and log_q.shape == log_p.shape == (7, 5)
+
+
+def linear_gaussian(exact):
+    """z2 ~ N(0, 1), z1 | z2 ~ N(a z2, s I), x | z1 ~ N(z1 W, t I), the exact posterior beside a wrong one."""
+    rng = np.random.default_rng(0)
+    a, w, s, t = rng.normal(size=(1, 2)), rng.normal(size=(2, 3)), 0.5, 0.7
+    cov1 = a.T @ a + s * np.eye(2)
+    cov_x = w.T @ cov1 @ w + t * np.eye(3)
+    gain = np.linalg.solve(cov_x, w.T @ cov1)  # E[z1 | x] = x gain
+    post1 = cov1 - cov1 @ w @ gain
+    back = np.linalg.solve(cov1, a.T)  # E[z2 | z1] = z1 back
+    post2 = 1 - (a @ back).item()
+    f32 = lambda m: jnp.asarray(m, jnp.float32)  # noqa: E731
+    normal = lambda mean, var: DiagonalGaussian(mean, jnp.full_like(mean, np.log(var)))  # noqa: E731
+
+    def encode_lower(params, x, context=None):
+        mean = x @ f32(gain)
+        tril = f32(np.linalg.cholesky(post1) * (1 if exact else 1.2))
+        return FullGaussian(mean, jnp.broadcast_to(tril, (*mean.shape, 2)))
+
+    upper = VAE(
+        lambda key, x: {},
+        lambda params, z1, context=None: normal(z1 @ f32(back), post2),
+        lambda params, z2, context=None: normal(z2 @ f32(a), s),
+        lambda params: standard_normal(1),
+    )
+    lower = VAE(lambda key, x: {}, encode_lower, lambda params, z, context=None: normal(z @ f32(w), t), lambda p: None)
+    return hierarchies.markov().join(lower, upper), multivariate_normal(np.zeros(3), cov_x)
+
+
+def test_a_linear_gaussian_chain_has_the_density_of_its_closed_form(key):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
+    for exact, num_samples, within in ((True, 1, 1e-4), (False, 20_000, 1e-2)):
+        vae, p = linear_gaussian(exact)
+        params = vae.init(jax.random.key(0), x)
+        weights = jit(log_weights, vae, num_samples=num_samples)(params, jax.random.clone(key), x)
+        np.testing.assert_allclose(importance_bound(weights), p.logpdf(np.asarray(x)), atol=within)
+
+
+def test_a_chain_is_the_product_of_its_parts(key):
+    first = DiagonalGaussian(jnp.array([0.3, -1.0]), jnp.array([0.2, -0.4]))
+    then = lambda a: DiagonalGaussian(a[..., :1] * 2, a[..., 1:])  # noqa: E731
+    chain = Chain(("b", "a"), first, then)
+    z = chain.sample(key, (200_000,))
+    assert {name: a.shape for name, a in z.items()} == {"b": (200_000, 2), "a": (200_000, 1)}
+    np.testing.assert_allclose(z["b"].mean(0), first.mean, atol=0.02)
+    np.testing.assert_allclose(np.corrcoef(z["a"][:, 0], z["b"][:, 0])[0, 1], 2.21 / (2.21**2 + 0.48) ** 0.5, atol=0.2)
+    np.testing.assert_allclose(chain.log_prob(z), first.log_prob(z["b"]) + then(z["b"]).log_prob(z["a"]), rtol=1e-6)
+    np.testing.assert_allclose(chain.mean["a"], 2 * first.mean[:1])
+
+
+@every_hierarchy
+def test_bounds_are_in_order_and_gradients_reach_every_layer(hierarchy, key):
+    vae, x = build(hierarchy, activation="tanh"), data()
+    params = vae.init(jax.random.key(3), x)
+    params = jax.tree.map(lambda p: p + 0.3 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+
+    @jax.jit
+    def bounds(params, key):
+        log_w = log_weights(params, key, x, vae, num_samples=2000)
+        return [importance_bound(log_w.reshape(k, -1, len(x)).reshape(k, -1)).mean() for k in (1, 10, 100)]
+
+    one, ten, hundred = bounds(params, jax.random.clone(key))
+    assert one < ten < hundred
+    terms = jit(elbo, vae, num_samples=2000)(params, jax.random.clone(key), x)
+    np.testing.assert_allclose((terms.log_likelihood - terms.kl).mean(), one, atol=1e-3)
+    losses = (
+        lambda p: negative_elbo(p, jax.random.clone(key), x, vae)[0],
+        lambda p: negative_iwae(p, jax.random.clone(key), x, vae, num_samples=3, estimator="dreg")[0],
+    )
+    for grads in jax.jit(lambda p: [jax.grad(loss)(p) for loss in losses])(params):
+        assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(grads))
+
+
+@every_hierarchy
+def test_generation(hierarchy, key):
+    vae, x = build(hierarchy), data()
+    params = vae.init(jax.random.key(0), x)
+
+    @jax.jit
+    def run(params, key):
+        drawn = generate.sample(params, key, vae, 6)
+        lines = generate.interpolate(params, x[:2], x[2:4], vae, 5)
+        return drawn.x, generate.reconstruct(params, x, vae), lines, generate.traverse(params, x[:1], vae, 7)
+
+    drawn, reconstructed, lines, rows = run(params, key)
+    assert drawn.shape == (6, *SHAPE) and reconstructed.shape == x.shape
+    assert lines.shape == (2, 5, *SHAPE) and rows.shape == (5, 7, *SHAPE)
+    np.testing.assert_allclose(lines[:, 0], reconstructed[:2], atol=1e-5)
+
+
+def test_the_vampprior_of_the_top_latent_needs_an_encoder_of_x():
+    vae = build("hvae", prior="vamp", prior_options={"num_components": 4})
+    params = vae.init(jax.random.key(0), data())
+    assert params["upper"]["prior"]["pseudo_inputs"].shape == (4, *SHAPE)
+    assert vae.prior(params).first.components.mean.shape == (4, 2)
+    with pytest.raises(UserError, match="hvae"):
+        build("markov", prior="vamp")
+
+
+def test_bad_options_are_named():
+    with pytest.raises(UserError, match="Unknown hierarchy 'markof'. Did you mean 'markov'"):
+        build("markof")
+    with pytest.raises(UserError, match="without a --config.hierarchy"):
+        build("")

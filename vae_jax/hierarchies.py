@@ -1,0 +1,102 @@
+"""Two latents, z1 next to x and z2 above it, by name: two VAEs joined to one whose latent is {"z1": ..., "z2": ...}.
+
+The upper VAE gives p(z2) and p(z1 | z2), the lower one p(x | z1), and each infers its own latent. A label reaches the
+lower one only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.core import VAE, Distribution, Params, with_context
+
+
+class Hierarchy(NamedTuple):
+    latent_dim: int  # dimensions of z2
+    hidden_sizes: tuple[int, ...]  # of the networks between z2 and z1; from z2 to z1 in reverse order
+    join: Callable[[VAE, VAE], VAE]  # (lower, upper) -> the VAE of both
+    infers_top_first: bool  # the upper encoder reads x and the lower one also z2; else the upper one reads z1
+
+
+def markov(*, latent_dim: int = 50, hidden_sizes: Sequence[int] = (100, 100)) -> Hierarchy:
+    """q(z1 | x) q(z2 | z1) and p(z2) p(z1 | z2) p(x | z1): the two stochastic layers of Burda et al. 2016, section 5.
+
+    arXiv:1509.00519.
+    """
+
+    def join(lower: VAE, upper: VAE) -> VAE:
+        def encode(params: Params, x: Array, context: Array | None = None) -> Chain:
+            q = lower.encode(params["lower"], x, context)
+            return Chain(("z1", "z2"), q, lambda z1: upper.encode(params["upper"], z1))
+
+        def decode(params: Params, z: Any, context: Array | None = None) -> Distribution:
+            return lower.decode(params["lower"], z["z1"], context)
+
+        return VAE(_init(lower, upper), encode, decode, _prior(upper))
+
+    return Hierarchy(latent_dim, tuple(hidden_sizes), join, infers_top_first=False)
+
+
+def hvae(*, latent_dim: int = 40, hidden_sizes: Sequence[int] = (300, 300)) -> Hierarchy:
+    """q(z2 | x) q(z1 | x, z2) and p(z2) p(z1 | z2) p(x | z1, z2): Tomczak & Welling 2018, section 4.
+
+    arXiv:1705.07120. With the prior `vamp`, p(z2) is their two-level VampPrior.
+    """
+
+    def join(lower: VAE, upper: VAE) -> VAE:
+        def encode(params: Params, x: Array, context: Array | None = None) -> Chain:
+            def infer_z1(z2: Array) -> Distribution:
+                repeated = jnp.broadcast_to(x, (*z2.shape[:-2], *x.shape))
+                return lower.encode(params["lower"], repeated, with_context(z2, context))
+
+            return Chain(("z2", "z1"), upper.encode(params["upper"], x), infer_z1)
+
+        def decode(params: Params, z: Any, context: Array | None = None) -> Distribution:
+            return lower.decode(params["lower"], z["z1"], with_context(z["z2"], context))
+
+        return VAE(_init(lower, upper), encode, decode, _prior(upper))
+
+    return Hierarchy(latent_dim, tuple(hidden_sizes), join, infers_top_first=True)
+
+
+class Chain(NamedTuple):
+    """p(a) p(b | a), a joint distribution over the latent {names[0]: a, names[1]: b}. No pytree: made where it is used.
+
+    `mean` is a's mean, and b's mean given it: a representative point, not the expectation.
+    """
+
+    names: tuple[str, str]
+    first: Distribution
+    then: Callable[[Any], Distribution]  # a -> p(b | a)
+
+    @property
+    def mean(self) -> dict[str, Any]:
+        a = self.first.mean
+        return dict(zip(self.names, (a, self.then(a).mean), strict=True))
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> dict[str, Any]:
+        a_key, b_key = jax.random.split(key)
+        a = self.first.sample(a_key, sample_shape)
+        return dict(zip(self.names, (a, self.then(a).sample(b_key)), strict=True))
+
+    def log_prob(self, value: dict[str, Any]) -> Array:
+        a, b = (value[name] for name in self.names)
+        return self.first.log_prob(a) + self.then(a).log_prob(b)
+
+
+def _init(lower: VAE, upper: VAE) -> Callable[..., Params]:
+    def init(key: Array, x: Array) -> Params:
+        keys = jax.random.split(key)
+        return {"lower": lower.init(keys[0], x), "upper": upper.init(keys[1], x)}
+
+    return init
+
+
+def _prior(upper: VAE) -> Callable[[Params], Chain]:
+    def prior(params: Params) -> Chain:
+        return Chain(("z2", "z1"), upper.prior(params["upper"]), lambda z2: upper.decode(params["upper"], z2))
+
+    return prior
