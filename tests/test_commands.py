@@ -17,13 +17,20 @@ EVALUATION = {
     "elbo_se",
     "nll",
     "nll_se",
+    "nll_weights_se",
+    "effective_sample_size",
     "log_likelihood",
     "kl",
+    "kl_by_dimension",
+    "mutual_information",
+    "mutual_information_se",
+    "kl_aggregate",
     "active_units",
     "num_samples",
     "num_examples",
     "split",
     "binarization",
+    "binarization_seed",
     "step",
     "seed",
 }
@@ -264,6 +271,43 @@ def test_evaluation_is_one_json_object(evaluation):
     assert evaluation["elbo"] == pytest.approx(evaluation["log_likelihood"] - evaluation["kl"], rel=1e-5)
     assert 0 < evaluation["nll_se"] < 1 and 0 < evaluation["elbo_se"] < 1
     assert 0 <= evaluation["active_units"] <= 2
+
+
+def test_evaluation_takes_the_latent_apart(evaluation):
+    assert sum(evaluation["kl_by_dimension"]) == pytest.approx(evaluation["kl"], rel=1e-5)
+    assert 0 < evaluation["mutual_information"] < np.log(297)
+    parts = evaluation["mutual_information"] + evaluation["kl_aggregate"]
+    assert parts == pytest.approx(evaluation["kl"], rel=1e-5) and evaluation["kl_aggregate"] > 0
+
+
+def test_annealed_importance_sampling_agrees_and_every_example_is_written(vae, digits_run, tmp_path):
+    out = tmp_path / "each.npz"
+    result = strict_json(
+        vae(
+            "evaluate",
+            digits_run,
+            "--num_samples=2000",
+            "--limit=20",
+            "--ais_chains=16",
+            "--ais_steps=100",
+            "--per_example",
+            out,
+        )
+    )
+    assert result["nll_ais"] == pytest.approx(result["nll"], abs=0.1)
+    assert (result["ais_chains"], result["ais_steps"]) == (16, 100)
+    with np.load(out) as each:
+        assert {name: a.shape for name, a in each.items()} == {
+            **dict.fromkeys(("log_likelihood", "kl", "log_px", "effective_sample_size", "log_px_ais"), (20,)),
+            **dict.fromkeys(("mean", "kl_by_dimension"), (20, 2)),
+        }
+        assert -each["log_px"].mean() == pytest.approx(result["nll"], rel=1e-5)
+
+
+def test_bits_per_dim_are_of_discrete_data(train, vae, tmp_path):
+    train(tmp_path / "run", likelihood="categorical", likelihood_options='{"num_levels": 17}', num_epochs=1)
+    result = strict_json(vae("evaluate", tmp_path / "run", "--num_samples=2", "--limit=50"))
+    assert result["bits_per_dim"] == pytest.approx(result["nll"] / np.log(2) / 64)
 
 
 def test_bound_with_many_samples_is_tighter(evaluation):

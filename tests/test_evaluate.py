@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from helpers import assert_within_errors, jit, mlp_vae, pca_data, pca_elbo, pca_log_px, pca_params, pca_vae
 from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 
 from vae_jax.core import condition
-from vae_jax.distributions import kl_monte_carlo
+from vae_jax.distributions import DiagonalGaussian, kl_monte_carlo
 from vae_jax.evaluate import (
     Evaluation,
     active_units,
-    flat_mean,
+    make_annealed,
     make_evaluate,
     make_evaluate_objective,
+    mutual_information,
     summarize,
 )
 from vae_jax.inputs import Examples
@@ -56,14 +58,17 @@ def reference(model):
         log_likelihood = vae.decode(model.params, z).log_prob(x)[0]
         kl = 0.5 * jnp.sum(jnp.exp(q.log_var) + q.mean**2 - 1 - q.log_var)
         log_weight = log_likelihood + vae.prior(model.params).log_prob(z)[0] - q.log_prob(z)[0]
-        return log_likelihood, kl, log_weight, q.mean[0]
+        each = 0.5 * (jnp.exp(q.log_var) + q.mean**2 - 1 - q.log_var)[0]
+        return log_likelihood, kl, log_weight, q.mean[0], each
 
     figures = [[one(i, k) for k in range(NUM_SAMPLES)] for i in range(NUM_EXAMPLES)]
     log_likelihood, kl, log_weight = (
         np.array([[float(sample[j]) for sample in example] for example in figures]) for j in range(3)
     )
     log_px = logsumexp(log_weight, 1) - np.log(NUM_SAMPLES)
-    return Evaluation(log_likelihood.mean(1), kl.mean(1), log_px, np.array([example[0][3] for example in figures]))
+    w = np.exp(log_weight)
+    mean, each = (np.array([example[0][j] for example in figures]) for j in (3, 4))
+    return Evaluation(log_likelihood.mean(1), kl.mean(1), log_px, w.sum(1) ** 2 / (w**2).sum(1), mean, each)
 
 
 def assert_close(a, b):
@@ -96,7 +101,7 @@ def test_shapes_and_progress(model, key):
     evaluate = make_evaluate(model.vae, num_samples=2, batch_size=3)
     figures = evaluate(model.params, key, model.examples, progress)
     assert seen == [0, 3, 6]
-    assert [a.shape for a in figures] == [(NUM_EXAMPLES,)] * 3 + [(NUM_EXAMPLES, LATENTS)]
+    assert [a.shape for a in figures] == [(NUM_EXAMPLES,)] * 4 + [(NUM_EXAMPLES, LATENTS)] * 2
     assert all(isinstance(a, np.ndarray) for a in figures)
 
 
@@ -134,6 +139,51 @@ def test_kl_may_be_estimated(key):
     x, params = pca_data(400), pca_params()
     evaluate = make_evaluate(pca_vae(), num_samples=20, kl=kl_monte_carlo)
     assert_within_errors(evaluate(params, key, Examples(jnp.asarray(x), None)).kl - pca_elbo(params, x)[1], 0)
+
+
+def test_the_standard_error_of_the_weights_is_the_spread_over_seeds():
+    """Of the same examples, with other draws."""
+    x, params = pca_data(20), pca_params()
+    evaluate = make_evaluate(pca_vae(), num_samples=50)
+    runs = [summarize(evaluate(params, jax.random.key(i), Examples(jnp.asarray(x), None)), 50) for i in range(100)]
+    spread = np.std([run["nll"] for run in runs], ddof=1)
+    assert np.mean([run["nll_weights_se"] for run in runs]) == pytest.approx(spread, rel=0.25)
+
+
+def test_annealing_agrees_with_the_closed_form_one_example_at_a_time(key):
+    x, params = pca_data(5), pca_params()
+    evaluate = make_annealed(pca_vae(), num_chains=300, num_steps=100, batch_size=3)
+    log_px = evaluate(params, key, Examples(jnp.asarray(x), None))
+    np.testing.assert_allclose(log_px, pca_log_px(params, x), atol=0.1)
+
+
+# mutual information
+
+
+def gaussian_codes(means, log_var):
+    """q(z | x) = N(x, exp(log_var) I) for a code x of each example."""
+    vae = mlp_vae((2,), 2)._replace(encode=lambda params, x: DiagonalGaussian(x, jnp.full_like(x, log_var)))
+    return vae, Examples(jnp.asarray(means, jnp.float32), None)
+
+
+@pytest.mark.parametrize("batch_size, num_samples", ((100, 1000), (7, 1000), (3, 4)), ids=str)
+def test_information_is_that_of_the_mixture_of_posteriors(key, batch_size, num_samples):
+    means = np.random.default_rng(0).normal(size=(11, 2))
+    vae, examples = gaussian_codes(means, np.log(0.3))
+    run = mutual_information(vae, num_samples=num_samples, batch_size=batch_size)
+    got = run({}, jax.random.clone(key), examples)
+    draw = lambda i: vae.encode({}, examples.x[i][None]).sample(jax.random.fold_in(key, i))[0]  # noqa: E731
+    z = np.stack([draw(i) for i in range(min(11, num_samples))])
+    log_q = np.stack([multivariate_normal(mean, 0.3).logpdf(z) for mean in means], 1)
+    own = log_q[np.arange(len(z)), np.arange(len(z))]
+    np.testing.assert_allclose(got, own - (logsumexp(log_q, 1) - np.log(11)), atol=1e-4)
+
+
+def test_information_of_codes_far_apart_is_the_log_of_their_number_and_of_equal_ones_nothing(key):
+    far, examples = gaussian_codes(100.0 * np.arange(16).reshape(8, 2), 0.0)
+    np.testing.assert_allclose(mutual_information(far)({}, key, examples), np.log(8), rtol=1e-5)
+    same, examples = gaussian_codes(np.ones((8, 2)), 0.0)
+    np.testing.assert_allclose(mutual_information(same)({}, key, examples), 0, atol=1e-5)
 
 
 # the objective
@@ -176,18 +226,20 @@ def test_active_units_are_those_whose_mean_varies():
     assert active_units(rng.normal(size=(5_000, 4)) * spread + 3) == 2
 
 
-def test_flat_mean_is_one_vector_of_a_latent_tree():
-    class Joint(NamedTuple):
-        mean: object
-
-    mean = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(8.0).reshape(2, 2, 2)}
-    np.testing.assert_array_equal(flat_mean(Joint(mean)), [[0, 1, 2, 0, 1, 2, 3], [3, 4, 5, 4, 5, 6, 7]])
+def test_active_units_of_a_hierarchy_are_counted_by_layer():
+    rng = np.random.default_rng(0)
+    mean = {"z1": rng.normal(size=(500, 3)), "z2": rng.normal(size=(500, 2)) * [0.01, 1]}
+    summary = summarize(Evaluation(*np.ones((4, 500), np.float32), mean, None), 1)
+    assert (summary["active_units"], summary["active_units_z1"], summary["active_units_z2"]) == (4, 3, 1)
+    assert summary["kl_by_dimension"] is None
 
 
 def test_summaries_are_averages_with_standard_errors():
     rng = np.random.default_rng(0)
     log_likelihood, kl, log_px = rng.normal(size=(3, 50)).astype(np.float32)
-    summary = summarize(Evaluation(log_likelihood, kl, log_px, rng.normal(size=(50, 2))), 7)
+    ess, each = rng.uniform(1, 7, 50), rng.normal(size=(50, 2))
+    summary = summarize(Evaluation(log_likelihood, kl, log_px, ess, rng.normal(size=(50, 2)), each), 7)
+    assert summary.pop("kl_by_dimension") == pytest.approx(each.mean(0).tolist(), rel=1e-5)
     elbo = np.float64(log_likelihood) - kl
     assert summary == pytest.approx(
         {
@@ -195,6 +247,8 @@ def test_summaries_are_averages_with_standard_errors():
             "elbo_se": elbo.std(ddof=1) / np.sqrt(50),
             "nll": -np.float64(log_px).mean(),
             "nll_se": np.float64(log_px).std(ddof=1) / np.sqrt(50),
+            "nll_weights_se": np.sqrt(np.sum((7 / ess - 1) / 6)) / 50,
+            "effective_sample_size": ess.mean(),
             "log_likelihood": np.float64(log_likelihood).mean(),
             "kl": np.float64(kl).mean(),
             "active_units": 2,
@@ -206,6 +260,6 @@ def test_summaries_are_averages_with_standard_errors():
 
 
 def test_a_single_example_has_no_standard_error():
-    summary = summarize(Evaluation(*np.ones((3, 1), np.float32), np.ones((1, 2))), 1)
-    assert summary["elbo_se"] is summary["nll_se"] is None
+    summary = summarize(Evaluation(*np.ones((4, 1), np.float32), np.ones((1, 2)), None), 1)
+    assert summary["elbo_se"] is summary["nll_se"] is summary["nll_weights_se"] is None
     assert summary["elbo"] == 0 and summary["nll"] == -1 and summary["active_units"] == 0

@@ -57,6 +57,14 @@ def parse(argv: list[str]) -> Namespace:
     data_flags(sub)
     sub.add_argument("--num_samples", type=console.positive, default=500, help="K, posterior samples (%(default)s)")
     sub.add_argument("--limit", type=console.positive, help="only the first LIMIT examples")
+    sub.add_argument(
+        "--ais_chains",
+        type=console.natural,
+        default=0,
+        help="chains of an independent bound by annealed importance sampling; 0: none",
+    )
+    sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
+    sub.add_argument("--per_example", type=Path, metavar="FILE", help=".npz to write the figures of every example to")
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,7 @@
 """The commands of `python -m vae_jax`, each a function of its flags."""
 
 from argparse import Namespace
+from math import log, prod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
 from vae_jax.errors import UserError
-from vae_jax.evaluate import flat_mean, make_evaluate, summarize
+from vae_jax.evaluate import make_annealed, make_evaluate, mean, mutual_information, standard_error, summarize
 from vae_jax.inputs import Examples
+
+_INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their own; an example's index is never so large
 
 
 def sample(options: Namespace) -> str:
@@ -97,7 +100,7 @@ def encode(options: Namespace) -> str:
     @jax.jit
     def batch(params, examples: Examples):
         q = condition(restored.vae, examples.context).encode(params, examples.x)
-        arrays = {"mean": flat_mean(q)}
+        arrays = {"mean": _flat(q.mean)}
         if isinstance(q, DiagonalGaussian):
             arrays["log_var"] = q.log_var
         if isinstance(q, FullGaussian):
@@ -115,14 +118,34 @@ def encode(options: Namespace) -> str:
 
 def evaluate(options: Namespace) -> dict[str, Any]:
     restored = _load(options)
+    config, data, vae, params, step = restored
     examples, _ = _examples(options, restored, options.limit)
-    run = make_evaluate(restored.vae, num_samples=options.num_samples)
-    result = run(restored.params, jax.random.key(options.seed), examples, console.bar)
+    key = jax.random.key(options.seed)
+    result = make_evaluate(vae, num_samples=options.num_samples)(params, key, examples, console.bar)
+    summary = summarize(result, options.num_samples)
+    arrays = {**result._asdict(), "mean": _flat(result.mean)}
+    if models.likelihood_of(config, data.shape).discrete:
+        summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
+    if config.posterior != "delta":
+        information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
+        summary["mutual_information"] = mean(information)
+        summary["mutual_information_se"] = standard_error(information)
+        summary["kl_aggregate"] = mean(result.kl[: len(information)]) - summary["mutual_information"]
+    if options.ais_chains:
+        run = make_annealed(vae, num_chains=options.ais_chains, num_steps=options.ais_steps)
+        log_px = run(params, jax.random.fold_in(key, _ANNEALING), examples, console.bar)
+        arrays["log_px_ais"] = log_px
+        summary |= {"nll_ais": -mean(log_px), "nll_ais_se": standard_error(log_px)}
+        summary |= {"ais_chains": options.ais_chains, "ais_steps": options.ais_steps}
+    if options.per_example:
+        present = {name: array for name, array in arrays.items() if array is not None}
+        _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
     return {
-        **summarize(result, options.num_samples),
+        **summary,
         "split": options.split,
-        "binarization": restored.config.binarization,
-        "step": restored.step,
+        "binarization": config.binarization,
+        "binarization_seed": None if config.binarization == "none" else inputs.BINARIZATION_SEED,
+        "step": step,
         "seed": options.seed,
     }
 
@@ -185,9 +208,9 @@ def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
     pictures.replace(path, write)
 
 
-def _write(path: Path, save: Any) -> str:
+def _write(path: Path, save: Any, flag: str = "--out") -> str:
     try:
         save(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Choose another file with --out.") from None
+        raise UserError(f"{path} cannot be written ({error.strerror}). Choose another file with {flag}.") from None
     return str(path)

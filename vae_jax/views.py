@@ -36,7 +36,7 @@ def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int 
     pictures.save_grid(path, images.reshape(-1, *images.shape[2:]), num, value_range)
 
 
-def draw_run(folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: np.ndarray) -> None:
+def draw_run(folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: Any) -> None:
     """What a model has learned, into `folder`. held_out, label, mean: an evaluated split and its posterior means."""
     _, data, vae, params, _ = restored
     folder.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def draw_run(folder: Path, restored: Restored, held_out: Examples, label: np.nda
     own = condition(vae, context)
     drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(0))
     samples(folder / "samples.png", drawn, data.range)
-    if mean.shape[-1] == 2:
+    if isinstance(mean, np.ndarray) and mean.shape[-1] == 2:
         pictures.save_scatter(folder / "latents.png", mean, label)
         one = condition(vae, None if context is None else context[:1])
         manifold(folder / "manifold.png", one, params, data.range)
