@@ -178,7 +178,7 @@ def test_the_vampprior_of_the_top_latent_needs_an_encoder_of_x():
 
 
 def test_bad_options_are_named():
-    with pytest.raises(UserError, match="Unknown hierarchy 'markof'. Did you mean 'markov'"):
+    with pytest.raises(UserError, match=r"Unknown hierarchy 'markof'\. Did you mean 'markov'"):
         build("markof")
-    with pytest.raises(UserError, match="without a --config.hierarchy"):
+    with pytest.raises(UserError, match=r"without a --config\.hierarchy"):
         build("")

@@ -19,9 +19,10 @@ _MODULES = {
         "kl_monte_carlo",
         "kl_standard_normal",
     ),
-    "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo"),
+    "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),
+    "annealing": ("annealed_log_weights",),
     "update": ("TrainState", "init_state", "make_train", "make_update"),
-    "evaluate": ("make_evaluate", "summarize"),
+    "evaluate": ("make_annealed", "make_evaluate", "mutual_information", "summarize"),
     "checkpoints": ("load",),
     "config": ("Config",),
 }
