@@ -5,8 +5,9 @@
 On 2 CPU cores, shared with other work, in 8 minutes: a test loss of 101.59 nats (grey, seed 0).
 
 Adam 1e-3, batch 16, 10 epochs. The likelihood is a flag: Bernoulli, or a unit-variance Gaussian, which is half the
-squared error (plus 784 log(2 pi) / 2 = 720.5 nats):
-    --config.likelihood=gaussian
+squared error (plus 784 log(2 pi) / 2 = 720.45 nats), with a test loss of 739.72 nats, the constant included:
+
+    python train.py --config=configs/conv.py --config.likelihood=gaussian --workdir=checkpoints/conv_gaussian
 """
 
 from vae_jax.config import Config
