@@ -1,7 +1,6 @@
 """Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -28,21 +27,14 @@ def main(argv: list[str]) -> None:
         models,
         objectives,
         pictures,
+        runs,
         update,
         views,
     )
 
     # The data.
     config = replace(config, dataset=datasets.absolute(config.dataset))
-    data_dir = options.data_dir or os.environ.get("TFDS_DATA_DIR")
-    dataset = datasets.load(
-        config.dataset, data_dir=data_dir, classes=config.classes, validation_size=config.validation_size
-    )
-    data = inputs.describe(dataset, data_dir)
-    split = "validation" if dataset.validation else "test"
-    examples = inputs.training_examples(dataset, config)
-    label = getattr(dataset, split).label
-    held_out = inputs.evaluation_examples(dataset, split, config)
+    data, examples, split, held_out, label = inputs.load(config, options.data_dir)
 
     # The model and what improves it.
     vae, objective = models.build(config, data), objectives.build(config)
@@ -54,14 +46,16 @@ def main(argv: list[str]) -> None:
     one_step = update.make_update(
         vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay, schedules=schedules
     )
-    train = compiling.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
+    if config.stream:
+        train = update.make_stream_train(one_step, config.batch_size)
+    else:
+        train = compiling.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, objective)
     init = jax.jit(partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0))
     state = init(jax.random.key(config.seed), examples.x)
 
-    checkpoints.begin(run_dir, config, data, restart=options.restart)
-    with checkpoints.open_checkpoints(run_dir) as manager, console.stop_signals() as stopped:
-        state, totals = checkpoints.resume(manager, run_dir, state)
+    with runs.open_run(run_dir, config, data, restart=options.restart), console.stop_signals() as stopped:
+        state, totals = checkpoints.resume(run_dir, state)
         step, mean = int(state.step), None
         if step:
             console.say(f"{run_dir}: resumed at step {step} of {num_steps}")
@@ -90,22 +84,24 @@ def main(argv: list[str]) -> None:
             console.say(metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate))
             metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
             totals = {}
-            checkpoints.save(manager, state, totals, record["loss"])
+            checkpoints.save(run_dir, state, totals, record["loss"])
             if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
                 trained_vae = checkpoints.Restored(config, data, vae, state.averaged, step)
                 views.draw_run(run_dir / f"epoch-{at['epoch']:g}", trained_vae, held_out, label, mean)
 
         bar.close()
-        checkpoints.save(manager, state, totals)  # stopped inside an epoch
+        checkpoints.save(run_dir, state, totals)  # stopped inside an epoch
 
-    if mean is None and not (run_dir / "curves.png").exists():
-        _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
-    if mean is not None:
-        views.draw_run(run_dir, checkpoints.Restored(config, data, vae, state.averaged, step), held_out, label, mean)
-        pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
-    if step < num_steps:
-        console.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
-    print(json.dumps({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
+        if mean is None and not (run_dir / "curves.png").exists():
+            _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
+        if mean is not None:
+            views.draw_run(
+                run_dir, checkpoints.Restored(config, data, vae, state.averaged, step), held_out, label, mean
+            )
+            pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
+        if step < num_steps:
+            console.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
+        print(json.dumps({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
 
 
 if __name__ == "__main__":

@@ -310,6 +310,31 @@ COMMAND_LINES = {
     "unlabelled data": (["evaluate", "CONDITIONAL", "--data=TMP/x.npy"], ["conditional on 10 classes"]),
     "data out of range": (["evaluate", "DIGITS", "--data=TMP/far.npy", "--num_samples=1"], ["[0, 1]"]),
     "too little to interpolate": (["interpolate", "DIGITS", "--data=TMP/two.npy"], ["2"]),
+    "sweep of no seed": (["sweep", "TMP/sweep", "--seeds="], ["--seeds: '' is no list of different whole numbers"]),
+    "sweep of a seed twice": (["sweep", "TMP/sweep", "--seeds=0,0"], ["'0,0' is no list of different"]),
+    "sweep of a word": (["sweep", "TMP/sweep", "--betas=1,high"], ["--betas: '1,high'", "different numbers"]),
+    "sweep of half a seed": (["sweep", "TMP/sweep", "--seeds=0.5"], ["--seeds: '0.5'", "different whole numbers"]),
+    "sweep of a negative seed": (["sweep", "TMP/sweep", "--seeds=0,-1"], ["seed is -1; expected at least 0"]),
+    "sweep of an endless seed": (
+        ["sweep", "TMP/sweep", "--seeds=4294967296"],
+        ["seed is 4294967296"],
+    ),
+    "sweep of no number": (["sweep", "TMP/sweep", "--betas=nan"], ["beta is nan; expected a finite number"]),
+    "sweep of no learning": (
+        ["sweep", "TMP/sweep", "--learning_rates=0"],
+        ["learning_rate is 0.0; expected"],
+    ),
+    "sweep of a field set twice": (
+        ["sweep", "TMP/sweep", "--betas=1,4", "--config.beta=2"],
+        ["--betas and --config.beta set the same field"],
+    ),
+    "sweep of a contradiction": (
+        ["sweep", "TMP/sweep", "--betas=1,4", "--config.objective=iwae"],
+        ["beta is 4.0, which objective 'iwae' has no place for"],
+    ),
+    "sweep of an unknown field": (["sweep", "TMP/sweep", "--config.betta=1"], ["Did you mean --config.beta?"]),
+    "sweep of a long warm-up": (["sweep", "TMP/sweep", "--config.warmup_steps=9999"], ["warmup_steps is 9999"]),
+    "sweep into a file": (["sweep", "TMP/x.npy"], ["TMP/x.npy/seed-0 cannot be written"]),
     "output in no folder": (["sample", "DIGITS", "--out=TMP/none/x.png"], ["cannot be written", "--out"]),
     "output is a folder": (["encode", "DIGITS", "--out=TMP"], ["TMP cannot be written", "--out"]),
 }
@@ -363,20 +388,29 @@ def run_process(*argv):
     return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("damage", ["latent_dim", "truncated", "removed"])
+@pytest.mark.parametrize("damage", ["run.json", "every checkpoint"])
 def test_damaged_run_is_one_line_on_the_stderr_of_a_process(damage, digits_run, tmp_path):
     run_dir = shutil.copytree(digits_run, tmp_path / "run")
-    if damage == "latent_dim":
+    if damage == "run.json":
         text = (run_dir / "run.json").read_text()
         (run_dir / "run.json").write_text(text.replace('"latent_dim": 2', '"latent_dim": 3'))
-    for path in (run_dir / "checkpoints" / "90" / "params").rglob("d/*"):
-        if damage == "truncated":
+    for path in run_dir.glob("checkpoints/*/params/d/*"):
+        if damage == "every checkpoint":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        elif damage == "removed":
-            path.unlink()
     done = run_process("-m", "vae_jax", "sample", run_dir)
     assert done.returncode == 2 and done.stdout == ""
-    assert "Checkpoint 90" in one_line(done.stderr)
+    assert f"{run_dir}" in one_line(done.stderr) and "damaged" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_one_line_and_the_one_before_it_is_used(digits_run, tmp_path):
+    run_dir = shutil.copytree(digits_run, tmp_path / "run")
+    for path in (run_dir / "checkpoints" / "90" / "params" / "d").iterdir():
+        path.unlink()
+    done = run_process("-m", "vae_jax", "sample", run_dir)
+    assert done.returncode == 0 and done.stdout.strip() == str(run_dir / "sample.png")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{run_dir / 'checkpoints' / '90'} is damaged (params/d/")
+    assert line.endswith(" is missing): using 75 instead")
 
 
 @pytest.mark.parametrize(
@@ -422,6 +456,13 @@ def test_help_of_commands_answers_without_jax(argv):
     done = run_process("-c", WITHOUT_JAX.format(run=MODULE, code=0), "vae_jax", *argv)
     assert done.returncode == 0 and done.stderr == ""
     for expected in COMMANDS if argv == ["--help"] else ("RUN_DIR", "--checkpoint", "--seed"):
+        assert expected in done.stdout
+
+
+def test_help_of_sweep_answers_without_jax():
+    done = run_process("-c", WITHOUT_JAX.format(run=MODULE, code=0), "vae_jax", "sweep", "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for expected in ("SWEEP_DIR", "--seeds", "--betas", "--learning_rates", "--config.batch_size"):
         assert expected in done.stdout
 
 

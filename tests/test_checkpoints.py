@@ -1,7 +1,5 @@
 """A run directory is read by its path alone, keeps the latest two checkpoints and the best, and survives damage."""
 
-import gc
-import json
 import shutil
 
 import jax
@@ -11,7 +9,7 @@ import optax
 import pytest
 from conftest import contents
 
-from vae_jax import checkpoints, metrics, models, update
+from vae_jax import checkpoints, digests, metrics, models, runs, update
 from vae_jax.config import Config
 from vae_jax.core import VAE
 from vae_jax.errors import UserError
@@ -46,34 +44,17 @@ def arrays(state):
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key)))
 
 
-@pytest.fixture
-def swept():
-    """Collects what a test leaves behind before the next one begins."""
-    yield
-    gc.collect()
-
-
-def littering(test):
-    """Ignore what orbax leaves behind when its reads fail; test_bad_input looks at the stderr of a whole process."""
-    messages = ("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited")
-    return pytest.mark.usefixtures("swept")(pytest.mark.filterwarnings(*messages)(test))
-
-
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def write_run(run_dir, state, losses):
     """A run with a checkpoint of every step in `losses`."""
-    checkpoints.begin(run_dir, CONFIG, DATA)
-    with checkpoints.open_checkpoints(run_dir) as manager:
+    with runs.open_run(run_dir, CONFIG, DATA):
         for step, loss in losses.items():
-            checkpoints.save(manager, at(state, step), {"steps": step}, loss)
+            metrics.append(run_dir, {"step": step})
+            checkpoints.save(run_dir, at(state, step), {"steps": step}, loss)
     return run_dir
-
-
-def steps(run_dir):
-    return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir())
 
 
 def error(function, *args, **kwargs):
@@ -108,15 +89,14 @@ def run_dir(written, tmp_path):
 )
 def test_latest_two_and_the_best_are_kept(tmp_path, state, losses, kept, best):
     run_dir = write_run(tmp_path, state, dict(enumerate(losses, 1)))
-    assert steps(run_dir) == kept
+    assert [int(path.name) for path in sorted((run_dir / "checkpoints").iterdir())] == kept
     assert checkpoints.load(run_dir, "best").step == best
 
 
 def test_best_outlives_a_resume(run_dir, state):
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        for step in (6, 7, 8):
-            checkpoints.save(manager, at(state, step), {}, 4.0 + step)
-    assert steps(run_dir) == [2, 7, 8]
+    for step in (6, 7, 8):
+        checkpoints.save(run_dir, at(state, step), {}, 4.0 + step)
+    assert checkpoints.steps(run_dir) == [2, 7, 8]
 
 
 @pytest.mark.parametrize(("checkpoint", "step"), [("latest", 5), ("best", 2), ("4", 4)])
@@ -130,156 +110,115 @@ def test_load_needs_the_directory_alone(run_dir, state, checkpoint, step):
 
 
 def test_load_reads_no_optimiser_state_and_writes_nothing(run_dir):
-    for step in steps(run_dir):
+    for step in checkpoints.steps(run_dir):
         shutil.rmtree(run_dir / "checkpoints" / str(step) / "state")
     before = contents(run_dir)
     checkpoints.load(run_dir)
     assert contents(run_dir) == before
 
 
-def test_load_leaves_a_checkpoint_alone_that_is_being_written(run_dir):
+def test_load_leaves_alone_what_is_being_written(run_dir):
     """Sampling from a run while it trains is no reason for the run to lose its checkpoint."""
-    unfinished = run_dir / "checkpoints" / "6.orbax-checkpoint-tmp"
-    shutil.copytree(run_dir / "checkpoints" / "5", unfinished)
-    (unfinished / "commit_success.txt").unlink(missing_ok=True)
+    for name in (".new", ".old"):
+        shutil.copytree(run_dir / "checkpoints" / "5", run_dir / "checkpoints" / name)
     before = contents(run_dir)
     assert checkpoints.load(run_dir).step == 5
     assert contents(run_dir) == before
 
 
+def test_the_manager_of_orbax_reads_it_too(run_dir, state):
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(
+        run_dir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
+        assert list(manager.all_steps()) == [2, 4, 5]
+        restored = manager.restore(4, args=ocp.args.Composite(params=ocp.args.StandardRestore(state.averaged)))
+    assert_equal(restored.params, at(state, 4).averaged)
+
+
 def test_resume_gives_back_everything(run_dir, state):
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        restored, totals = checkpoints.resume(manager, run_dir, state)
+    restored, totals = checkpoints.resume(run_dir, state)
     assert_equal(arrays(restored), arrays(at(state, 5)))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert totals == {"steps": 5}
+
+
+def test_resume_at_a_step_drops_what_is_later(run_dir, state):
+    restored, totals = checkpoints.resume(run_dir, state, 4)
+    assert_equal(arrays(restored), arrays(at(state, 4)))
+    assert totals == {"steps": 4} and checkpoints.steps(run_dir) == [2, 4]
+    assert metrics.read(run_dir) == [{"step": step} for step in (1, 2, 3, 4)]
 
 
 def test_a_run_without_averaged_weights(tmp_path, vae):
     state = first_state(vae, ema=False)
     write_run(tmp_path, state, {1: 5.0, 2: 3.0})
     assert_equal(checkpoints.load(tmp_path).params, at(state, 2).params)
-    with checkpoints.open_checkpoints(tmp_path) as manager:
-        restored, _ = checkpoints.resume(manager, tmp_path, state)
+    restored, _ = checkpoints.resume(tmp_path, state)
     assert_equal(arrays(restored), arrays(at(state, 2)))
     assert restored.ema is None
 
 
 def test_resume_without_a_checkpoint_is_the_beginning(tmp_path, state):
-    checkpoints.begin(tmp_path, CONFIG, DATA)
     metrics.append(tmp_path, {"step": 3})
-    with checkpoints.open_checkpoints(tmp_path) as manager:
-        restored, totals = checkpoints.resume(manager, tmp_path, state)
+    restored, totals = checkpoints.resume(tmp_path, state)
     assert restored is state and totals == {} and metrics.read(tmp_path) == []
 
 
-def test_resume_drops_later_records(run_dir, state):
-    metrics.append(run_dir, *({"step": step} for step in (3, 4, 5, 6)))
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        checkpoints.resume(manager, run_dir, state)
-    assert [record["step"] for record in metrics.read(run_dir)] == [3, 4, 5]
+@pytest.mark.parametrize("later", [b'{"step": 6}\n', b'{"step": 6, "lo', b"\xff\n", b"1\n", b""])
+def test_resume_gives_back_the_log(run_dir, state, later):
+    """However it looks by now: a line may be torn, damaged or of a step that is done again."""
+    whole = (run_dir / "metrics.jsonl").read_bytes()
+    (run_dir / "metrics.jsonl").write_bytes(whole.replace(b"3", b"4") + later if later else b"")
+    checkpoints.resume(run_dir, state)
+    assert (run_dir / "metrics.jsonl").read_bytes() == whole
 
 
-@pytest.mark.parametrize("lost", ["metrics", "params", "state", "totals", "commit_success.txt", "_CHECKPOINT_METADATA"])
-def test_older_checkpoint_half_deleted_by_a_crash_does_no_harm(run_dir, state, lost):
-    path = run_dir / "checkpoints" / "4" / lost
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        restored, _ = checkpoints.resume(manager, run_dir, state)
-        checkpoints.save(manager, at(state, 6), {}, 6.0)
-        checkpoints.save(manager, at(state, 7), {}, 7.0)
-    assert_equal(arrays(restored), arrays(at(state, 5)))
-    assert set(steps(run_dir)) >= {2, 6, 7}
-    assert checkpoints.load(run_dir, "best").step == 2
+def test_nothing_is_written_twice(run_dir, state):
+    before = contents(run_dir)
+    checkpoints.save(run_dir, at(state, 5), {}, 1.0)
+    assert contents(run_dir) == before
 
 
-# beginning
+@pytest.mark.parametrize("function", ["write", "rename", "rmtree"])
+def test_a_crash_while_saving_leaves_whole_checkpoints(run_dir, state, monkeypatch, function):
+    """Before the digests, before the name, and while an old one is deleted."""
+    place = {"write": digests, "rename": type(run_dir), "rmtree": checkpoints.shutil}[function]
+
+    class Crash(BaseException):
+        pass
+
+    def crash(*_, **__):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, function, crash)
+        with pytest.raises(Crash):
+            checkpoints.save(run_dir, at(state, 6), {}, 6.0)
+    step = 6 if function == "rmtree" else 5
+    assert checkpoints.load(run_dir).step == step
+    with runs.open_run(run_dir, CONFIG, DATA):
+        restored, _ = checkpoints.resume(run_dir, state)
+        assert_equal(arrays(restored), arrays(at(state, step)))
+        checkpoints.save(run_dir, at(state, 7), {}, 7.0)
+    assert checkpoints.sound_steps(run_dir) == [2, step, 7]
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"2", str(step), "7"}
 
 
-def test_begin_twice_is_the_same_run(tmp_path):
-    checkpoints.begin(tmp_path / "a" / "run", CONFIG, DATA)
-    before = contents(tmp_path)
-    checkpoints.begin(tmp_path / "a" / "run", CONFIG, DATA)
-    assert contents(tmp_path) == before
-    assert checkpoints.read_run(tmp_path / "a" / "run") == (CONFIG, DATA)
-
-
-@pytest.mark.parametrize(
-    ("config", "data", "says"),
-    [
-        (Config(hidden_sizes=(4,), latent_dim=2, batch_size=4), DATA, "hidden_sizes (was [3], now [4])"),
-        (Config(hidden_sizes=(3,), latent_dim=2, batch_size=4, seed=1), DATA, "seed (was 0, now 1)"),
-        (CONFIG, DATA._replace(fingerprint="f" * 16), "the data (was 0123456789abcdef, now ffffffffffffffff)"),
-    ],
-)
-def test_another_config_or_data_is_refused(tmp_path, config, data, says):
-    checkpoints.begin(tmp_path, CONFIG, DATA)
-    message = error(checkpoints.begin, tmp_path, config, data)
-    assert says in message and "--restart" in message and "--workdir" in message
-    assert checkpoints.read_run(tmp_path) == (CONFIG, DATA)
-
-
-def test_data_may_move(tmp_path):
-    checkpoints.begin(tmp_path, CONFIG, DATA)
-    checkpoints.begin(tmp_path, CONFIG, DATA._replace(data_dir="elsewhere"))
-
-
-def test_restart_takes_the_first_free_name(tmp_path, capsys):
-    for number in range(3):
-        checkpoints.begin(tmp_path / "run", CONFIG, DATA._replace(num_test=number), restart=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
-    tests = [checkpoints.read_run(tmp_path / name)[1].num_test for name in ("run.1", "run.2", "run")]
-    assert tests == [0, 1, 2]
-    assert capsys.readouterr().err.count("moved the earlier run to") == 2
-
-
-def test_restart_of_nothing_begins(tmp_path):
-    checkpoints.begin(tmp_path / "run", CONFIG, DATA, restart=True)
-    assert checkpoints.read_run(tmp_path / "run") == (CONFIG, DATA)
-
-
-def test_restart_moves_nothing_that_is_no_run(tmp_path, monkeypatch):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("dear")
-    before = contents(tmp_path)
-    assert "run.json" in error(checkpoints.begin, tmp_path / "home", CONFIG, DATA, restart=True)
-    assert contents(tmp_path) == before
-
-
-def test_restart_in_the_current_directory_is_one_line(tmp_path, monkeypatch):
-    checkpoints.begin(tmp_path / "run", CONFIG, DATA)
-    monkeypatch.chdir(tmp_path / "run")
-    error(checkpoints.begin, type(tmp_path)("."), CONFIG, DATA, restart=True)
-
-
-def test_begin_again_after_a_crash_while_run_json_was_written(tmp_path):
-    (tmp_path / ".run.json.123.tmp").write_text('{"form')
-    checkpoints.begin(tmp_path, CONFIG, DATA)
-    assert checkpoints.read_run(tmp_path) == (CONFIG, DATA)
-
-
-@pytest.mark.parametrize("below", ["", "a/b"])
-def test_workdir_that_cannot_be(tmp_path, below):
-    (tmp_path / "file").write_text("precious")
-    message = error(checkpoints.begin, tmp_path / "file" / below, CONFIG, DATA)
-    assert "cannot be written" in message and "--workdir" in message
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-# damage
-
-
-def test_no_run(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path, says in ((tmp_path / "none", "is no directory"), (tmp_path, "has no run.json"), (tmp_path / "file", "")):
-        message = error(checkpoints.load, path)
-        assert str(path) in message and says in message and "expected a run directory" in message
+def test_no_checkpoint_is_written_for_a_run_that_has_vanished(run_dir, state):
+    shutil.rmtree(run_dir)
+    with pytest.raises(FileNotFoundError):
+        checkpoints.save(run_dir, at(state, 6), {}, 6.0)
+    assert contents(run_dir) == {}
 
 
 def test_no_checkpoint_yet(tmp_path):
-    checkpoints.begin(tmp_path, CONFIG, DATA)
+    with runs.open_run(tmp_path, CONFIG, DATA):
+        assert "has no checkpoint yet" in error(checkpoints.load, tmp_path)
+    (tmp_path / "checkpoints").rmdir()
     assert "has no checkpoint yet" in error(checkpoints.load, tmp_path)
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints").write_text("")
     assert "has no checkpoint yet" in error(checkpoints.load, tmp_path)
 
 
@@ -289,121 +228,118 @@ def test_unknown_checkpoint_lists_the_known(run_dir, checkpoint):
     assert f"no checkpoint {checkpoint!r}. Choose one of: latest, best, 2, 4, 5." in message
 
 
-def edited(**changes):
-    return lambda text: json.dumps(json.loads(text) | changes)
+# damage
 
 
-def edited_part(part, **changes):
-    return lambda text: json.dumps(json.loads(text) | {part: json.loads(text)[part] | changes})
+def damage(run_dir, step, name="params/manifest.ocdbt"):
+    """Flip a bit; the words that name it."""
+    path = run_dir / "checkpoints" / str(step) / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    return f"{run_dir / 'checkpoints' / str(step)} is damaged ({name} differs from its digest)"
 
 
-@littering
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda text: "", "is damaged (JSONDecodeError"),
-        (lambda text: text[:100], "is damaged (JSONDecodeError"),
-        (lambda text: "[]", "is damaged (TypeError"),
-        (lambda text: "{}", "is damaged (KeyError: 'format'"),
-        (lambda text: "[" * 100_000, "is damaged (RecursionError"),
-        (edited(format=checkpoints.FORMAT + 1), "Update vae_jax"),
-        (edited(format="one"), "is damaged (TypeError"),
-        (edited(config=None), "is damaged"),
-        (edited(data={"shape": [5]}), "is damaged (TypeError"),
-        (edited_part("config", flow="realnvp"), "'flow' that this version does not know. Update vae_jax"),
-        (edited_part("config", latent_dim="2"), "latent_dim is '2'; expected a whole number"),
-        (edited_part("config", likelihood="poisson"), "Unknown likelihood 'poisson'"),
-        (edited_part("data", shape=None), "is damaged (TypeError"),
-        (edited_part("data", shape=["a"]), "is damaged"),
-        (edited_part("data", range=[1]), "is damaged"),
-        (edited_part("config", latent_dim=3), "cannot be read"),
-        (edited_part("config", hidden_sizes=[3, 3]), "cannot be read"),
-        (edited_part("data", shape=[6]), "cannot be read"),
-    ],
-)
-def test_damaged_run_json(run_dir, damage, says):
-    path = run_dir / "run.json"
-    path.write_text(damage(path.read_text()))
-    before = contents(run_dir)
-    message = error(checkpoints.load, run_dir)
-    assert str(run_dir) in message and says in message
-    assert contents(run_dir) == before
-
-
-def test_binary_run_json(run_dir):
-    (run_dir / "run.json").write_bytes(b"\xff\xfe\x00")
-    assert "is damaged" in error(checkpoints.load, run_dir)
-
-
-def damaged(run_dir, damage):
-    """Damage each file of the latest parameters in turn, and undo it."""
-    files = [path for path in (run_dir / "checkpoints" / "5" / "params").rglob("*") if path.stat().st_size]
-    for path in [path for path in files if path.is_file()]:
-        whole = path.read_bytes()
-        damage(path, whole)
-        yield path
-        path.write_bytes(whole)
-
-
-@littering
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
-        lambda path, whole: path.write_bytes(b""),
-        lambda path, whole: path.write_bytes(whole[:-9] + bytes(255 - b for b in whole[-9:])),
-        lambda path, whole: path.unlink(),
-    ],
-    ids=["truncated", "emptied", "flipped", "removed"],
-)
-def test_damaged_checkpoint_is_refused_in_one_line_or_of_no_account(run_dir, state, damage):
-    refused = 0
-    for path in damaged(run_dir, damage):
-        try:
-            assert_equal(checkpoints.load(run_dir).params, at(state, 5).averaged)
-        except UserError as error:
-            refused += 1
-            assert "\n" not in str(error), path
-            assert "Checkpoint 5" in str(error) and str(run_dir / "checkpoints" / "5") in str(error)
-    assert refused
-
-
-@littering
-def test_advice_for_a_damaged_checkpoint_holds(run_dir, state):
-    shutil.rmtree(run_dir / "checkpoints" / "5" / "params" / "d")
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        message = error(checkpoints.resume, manager, run_dir, state)
-    assert f"Remove {run_dir / 'checkpoints' / '5'} to use the one before it." in message
-    shutil.rmtree(run_dir / "checkpoints" / "5")
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        restored, _ = checkpoints.resume(manager, run_dir, state)
+@pytest.mark.parametrize("name", ["params/manifest.ocdbt", "state/manifest.ocdbt", "progress.json", "metrics.jsonl"])
+def test_resume_uses_the_newest_sound_one_and_keeps_the_damaged(run_dir, state, capsys, name):
+    says = damage(run_dir, 5, name)
+    restored, totals = checkpoints.resume(run_dir, state)
     assert_equal(arrays(restored), arrays(at(state, 4)))
+    assert totals == {"steps": 4} and metrics.read(run_dir)[-1] == {"step": 4}
+    assert capsys.readouterr().err == f"{says}: set aside as 5.damaged\n"
+    checkpoints.save(run_dir, at(state, 5), {}, 5.0)
+    assert checkpoints.sound_steps(run_dir) == [2, 4, 5]
+    damage(run_dir, 5)
+    assert checkpoints.sound_steps(run_dir) == [2, 4]
 
 
-@littering
-def test_refused_resume_keeps_the_records(run_dir, state):
-    metrics.append(run_dir, {"step": 5}, {"step": 6})
-    shutil.rmtree(run_dir / "checkpoints" / "5" / "state")
+@pytest.mark.parametrize(
+    ("checkpoint", "broken", "step", "said"),
+    [
+        ("latest", [5], 4, [5]),
+        ("latest", [4, 5], 2, [5, 4]),
+        ("latest", [2, 4], 5, []),
+        ("best", [2], 4, [2]),
+        ("best", [2, 4], 5, [4, 2]),
+        ("best", [5], 2, [5]),
+    ],
+)
+def test_load_passes_over_what_is_damaged(run_dir, state, capsys, checkpoint, broken, step, said):
+    says = {other: damage(run_dir, other) for other in broken}
     before = contents(run_dir)
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        error(checkpoints.resume, manager, run_dir, state)
+    restored = checkpoints.load(run_dir, checkpoint)
+    assert restored.step == step
+    assert_equal(restored.params, at(state, step).averaged)
+    assert capsys.readouterr().err.splitlines() == [f"{says[other]}: using {step} instead" for other in said]
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize("text", ["1\n", "{}\n", '{"step": "x"}\n', "null\n"])
-def test_damaged_metrics_are_one_line(run_dir, state, text):
-    (run_dir / "metrics.jsonl").write_text(text)
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        assert "metrics.jsonl" in error(checkpoints.resume, manager, run_dir, state)
+def test_a_damaged_loss_decides_nothing(run_dir, state, capsys):
+    path = run_dir / "checkpoints" / "5" / "progress.json"
+    path.write_text(path.read_text().replace("null", "-9.0"))
+    assert checkpoints.load(run_dir, "best").step == 2
+    assert "5 is damaged (progress.json differs from its digest)" in capsys.readouterr().err
+    checkpoints.save(run_dir, at(state, 6), {}, 6.0)
+    assert checkpoints.steps(run_dir) == [2, 5, 6]
 
 
-def test_checkpoints_that_are_no_folder(tmp_path):
-    checkpoints.begin(tmp_path, CONFIG, DATA)
-    (tmp_path / "checkpoints").write_text("")
-    error(checkpoints.load, tmp_path)
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path, state):
+    run_dir = write_run(tmp_path, state, {1: float("nan"), 2: 3.0, 3: float("inf"), 4: float("nan")})
+    assert checkpoints.steps(run_dir) == [2, 3, 4]
+    assert checkpoints.load(run_dir, "best").step == 2
 
-    def train():
-        with checkpoints.open_checkpoints(tmp_path):
-            pass
 
-    error(train)
+def test_a_damaged_checkpoint_by_its_step_is_refused(run_dir):
+    says = damage(run_dir, 4)
+    assert error(checkpoints.load, run_dir, "4") == f"{says}. Choose another checkpoint."
+    assert checkpoints.load(run_dir, "5").step == 5
+
+
+def test_nothing_sound_is_one_error_and_stays_as_it_is(run_dir, state, capsys):
+    for step in checkpoints.steps(run_dir):
+        damage(run_dir, step)
+    before = contents(run_dir)
+    for function, *args in ((checkpoints.load, run_dir), (checkpoints.load, run_dir, "best")):
+        message = error(function, *args)
+        assert f"{run_dir} has only damaged checkpoints (5: params/manifest.ocdbt differs" in message
+    assert "has only damaged checkpoints" in error(checkpoints.resume, run_dir, state)
+    assert contents(run_dir) == before and capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_without_digests_is_not_used(run_dir):
+    (run_dir / "checkpoints" / "5" / "SHA256SUMS").unlink()
+    assert checkpoints.load(run_dir).step == 4
+    assert "5 is damaged (SHA256SUMS is missing)" in error(checkpoints.load, run_dir, "5")
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "says"),
+    [
+        (
+            Config(hidden_sizes=(3,), latent_dim=3, batch_size=4),
+            DATA,
+            "decoder/Dense_0/kernel is (2, 3), expected (3, 3)",
+        ),
+        (Config(hidden_sizes=(3, 3), latent_dim=2, batch_size=4), DATA, "Dense_1/bias is missing, expected (3,)"),
+        (CONFIG, DATA._replace(shape=(6,)), "decoder/output/bias is (5,), expected (6,)"),
+    ],
+)
+def test_weights_of_another_architecture_are_one_line(run_dir, config, data, says, capfd):
+    (run_dir / "run.json").unlink()
+    runs._write_run(run_dir / "run.json", config, data)
+    message = error(checkpoints.load, run_dir)
+    assert f"{run_dir / 'checkpoints' / '5' / 'params'} is not of the model that" in message and says in message
+    assert "Use the version that wrote it" in message and capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_this_version_cannot_build_names_run_json(run_dir):
+    (run_dir / "run.json").unlink()
+    runs._write_run(run_dir / "run.json", Config(likelihood="poisson", batch_size=4), DATA)
+    message = error(checkpoints.load, run_dir)
+    assert f"{run_dir / 'run.json'}: Unknown likelihood 'poisson'" in message
+
+
+def test_the_optimiser_of_another_version_is_one_line(run_dir, vae):
+    like = update.init_state(vae, optax.sgd(0.1, momentum=0.9), jax.random.key(3), jnp.ones((4, 5)), ema=True)
+    before = contents(run_dir)
+    assert "state is not of the model that" in error(checkpoints.resume, run_dir, like)
+    assert contents(run_dir) == before

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from vae_jax import checkpoints, datasets, metrics
+from vae_jax import datasets, metrics, runs
 
 pytestmark = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR does not name prepared data")
 
@@ -20,7 +20,7 @@ def test_shapes():
 
 def test_one_epoch_of_the_recipe(train, tmp_path):
     train(tmp_path, f"--config={ROOT}/configs/mnist.py", hidden_sizes=64, latent_dim=10, num_epochs=1)
-    settings, data = checkpoints.read_run(tmp_path)
+    settings, data = runs.read_run(tmp_path)
     assert settings.binarization == "dynamic" and (data.num_train, data.num_test) == (60_000, 10_000)
     train_record, test_record = metrics.read(tmp_path)
     assert test_record["loss"] < 140 and test_record["loss"] < train_record["loss"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from vae_jax import console, inputs, likelihoods, models
-from vae_jax.__main__ import main
+from vae_jax.__main__ import main, parse
 from vae_jax.objectives import negative_elbo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def trains(config):
     assert p.sample(jax.random.key(3), (5,)).shape == (5, 3, 4, 4, 1)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m vae_jax" in c and "COMMAND" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "RUN_DIR" in c or "evaluate" in c])
 def test_command(command, beside_a_run, digits_run, conditional_run):
     run_dir = conditional_run if "--label" in command else digits_run
     argv = shlex.split(re.sub(r"RUN_DIR|checkpoints/\w+", str(run_dir), command).replace("5000", "20"))[3:]
@@ -66,6 +66,12 @@ def test_command(command, beside_a_run, digits_run, conditional_run):
 def test_training_command_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert console.parse_train(shlex.split(command)[2:])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "SWEEP_DIR" in c])
+def test_sweep_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(parse(shlex.split(command)[3:]).members) in (3, 6)
 
 
 def test_every_recipe_is_named():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 
@@ -16,7 +17,20 @@ import pytest
 from conftest import ROOT, contents, train_flags
 from PIL import Image
 
-from vae_jax import checkpoints, config, console, datasets, inputs, metrics, models, objectives, pictures, update, views
+from vae_jax import (
+    checkpoints,
+    config,
+    console,
+    datasets,
+    inputs,
+    metrics,
+    models,
+    objectives,
+    pictures,
+    runs,
+    update,
+    views,
+)
 from vae_jax.errors import UserError
 
 DYNAMIC = {"binarization": "dynamic", "ema_decay": 0.9, "num_epochs": 3}
@@ -25,14 +39,12 @@ KEYS = {"step", "epoch", "split", "loss", "elbo", "log_likelihood", "kl"}
 
 def final_state(run_dir):
     """Everything that the latest checkpoint holds, as NumPy arrays."""
-    with checkpoints.open_checkpoints(run_dir) as manager:
-        settings, data = checkpoints.read_run(run_dir)
-        vae = models.build(settings, data)
-        optimizer = update.make_optimizer(settings, data.num_train // settings.batch_size)
-        like = update.init_state(
-            vae, optimizer, jax.random.key(1), np.ones((1, *data.shape), np.float32), ema=settings.ema_decay > 0
-        )
-        state, totals = checkpoints.resume(manager, run_dir, like)
+    settings, data = runs.read_run(run_dir)
+    vae = models.build(settings, data)
+    optimizer = update.make_optimizer(settings, data.num_train // settings.batch_size)
+    start = partial(update.init_state, vae, optimizer, ema=settings.ema_decay > 0)
+    like = jax.eval_shape(start, jax.random.key(1), np.ones((1, *data.shape), np.float32))
+    state, totals = checkpoints.resume(run_dir, like)
     return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key))), totals
 
 
@@ -99,7 +111,7 @@ def test_run_directory_describes_itself(digits_run):
         "curves.png",
     }
     run = json.loads((digits_run / "run.json").read_text())
-    assert run["config"] == config.to_json(checkpoints.read_run(digits_run)[0])
+    assert run["config"] == config.to_json(runs.read_run(digits_run)[0])
     assert run["config"]["hidden_sizes"] == [8] and run["config"]["num_epochs"] == 6
     dataset, found = datasets.load("digits"), os.environ.get("TFDS_DATA_DIR")
     assert run["data"] == {
@@ -168,7 +180,7 @@ def test_evaluation_is_a_loop_over_every_example(vectors_run, vectors_file):
 
 def test_validation_split_is_what_the_curves_are_of(conditional_run):
     assert {record["split"] for record in metrics.read(conditional_run)} == {"train", "validation"}
-    _, data = checkpoints.read_run(conditional_run)
+    _, data = runs.read_run(conditional_run)
     assert (data.num_train, data.num_validation, data.num_test) == (1400, 100, 297)
 
 
@@ -304,7 +316,7 @@ def test_restart_moves_the_old_run_aside_intact(train, tmp_path, no_pictures, ca
     train(run_dir, "--restart", num_epochs=1, seed=1)
     assert f"moved the earlier run to {run_dir}.1" in capsys.readouterr().err
     assert contents(tmp_path / "run.1") == first
-    assert checkpoints.read_run(run_dir)[0].seed == 1
+    assert runs.read_run(run_dir)[0].seed == 1
     train(run_dir, "--restart", num_epochs=1, seed=2)
     assert contents(tmp_path / "run.1") == first and (tmp_path / "run.2").is_dir()
 
@@ -397,7 +409,7 @@ def png_folder(folder):
 def test_own_data(make, fields, shape, train, tmp_path):
     run_dir = tmp_path / "run"
     result = train(run_dir, dataset=make(tmp_path), num_epochs=8, batch_size=12, **fields)
-    assert checkpoints.read_run(run_dir)[1].shape == shape
+    assert runs.read_run(run_dir)[1].shape == shape
     assert result["step"] == 24
     losses = [record["loss"] for record in metrics.read(run_dir) if record["split"] == "train"]
     assert losses[-1] < losses[0]

@@ -1,6 +1,7 @@
 """The learning step is a plain optax loop, and training many of them in one call changes nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -163,6 +164,12 @@ def test_beta_may_rise_during_a_run(x):
     assert make_schedules(Config()) == {}
 
 
+@pytest.mark.parametrize(("warmup", "expected"), [(0, [3, 3, 3]), (2, [0, 1.5, 3])])
+def test_another_beta_may_be_given(warmup, expected):
+    schedule = make_schedules(Config(beta_warmup_steps=warmup), beta=jnp.float32(3))["beta"]
+    np.testing.assert_allclose([schedule(step) for step in range(3)], expected)
+
+
 # averages of the weights
 
 
@@ -316,13 +323,14 @@ def test_clip_norm_bounds_the_gradient():
 def test_schedules(schedule, warmup):
     config = Config(schedule=schedule, warmup_steps=warmup, num_epochs=8, learning_rate=0.3)
     rate, total = make_schedule(config, STEPS_PER_EPOCH), 40
+    given = make_schedule(replace(config, learning_rate=9.0), STEPS_PER_EPOCH, learning_rate=jnp.float32(0.3))
     for step in range(total + 1):
         if step < warmup:
             expected = 0.3 * step / warmup
         else:
             phase = (step - warmup) / (total - warmup)
             expected = 0.3 if schedule == "constant" else 0.15 * (1 + np.cos(np.pi * phase))
-        np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose([rate(step), given(step)], [expected] * 2, rtol=1e-5, atol=1e-7)
 
 
 def test_the_learning_rate_follows_the_schedule():

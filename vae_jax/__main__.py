@@ -65,7 +65,20 @@ def parse(argv: list[str]) -> Namespace:
     )
     sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
     sub.add_argument("--per_example", type=Path, metavar="FILE", help=".npz to write the figures of every example to")
-    return parser.parse_args(argv)
+
+    text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
+    sub = commands.add_parser("sweep", help=text, description=text)
+    sub.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, help="folder of the run directories and sweep.json")
+    sub.add_argument("--seeds", type=console.several(int), metavar="0,1,2", help="by default that of the config")
+    sub.add_argument("--betas", type=console.several(float), metavar="1,4", help="by default that of the config")
+    sub.add_argument("--learning_rates", type=console.several(float), metavar="1e-3,3e-4", help="likewise")
+    sub.add_argument("--num_samples", type=console.positive, help="K of an NLL of each run; by default none")
+    console.add_config_flags(sub)
+
+    options = parser.parse_args(argv)
+    if options.command == "sweep":
+        options.members = console.parse_members(options)
+    return options
 
 
 def main(argv: list[str]) -> None:

@@ -1,30 +1,33 @@
-"""A run directory: what it was trained with, its checkpoints and its metrics. The one file that knows orbax.
+"""The checkpoints of a run, each whole and as it was written or not used at all. The one file that knows orbax.
 
-run.json         config, data (shapes, sizes, fingerprint), versions
-metrics.jsonl    one evaluation a line
-checkpoints/N/   after step N: `params` (the weights to evaluate), `state` (the rest), `totals`
+checkpoints/N/      after step N, there by one renaming when all of it is written:
+    params/         the weights to evaluate
+    state/          the rest of the training state
+    progress.json   the loss, and the sums since the last evaluation
+    metrics.jsonl   the lines so far
+    SHA256SUMS      the digests of all of these
 """
 
+import errno
 import json
 import logging
-import operator
+import os
+import re
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from vae_jax import metrics, models
-from vae_jax.config import Config, from_json, to_json
+from vae_jax import digests, metrics, models
+from vae_jax.config import Config
 from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
+from vae_jax.runs import read_run
 from vae_jax.update import TrainState
-
-FORMAT = 1
 
 
 class Restored(NamedTuple):
@@ -37,188 +40,153 @@ class Restored(NamedTuple):
     step: int
 
 
-def begin(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = False) -> None:
-    """Begin a run directory, or make sure that the one there is of the same config and data.
+def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float | None = None) -> None:
+    """Write the checkpoint of `state`, with the sums since its last evaluation and the loss if it was evaluated.
 
-    restart: move an existing one aside first. UserError names the fields that differ.
+    The two latest are kept, and the one of the lowest loss. OSError, and the earlier ones as they are, if it cannot be
+    written.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"{run_dir} cannot be written (it is a file). Choose another --workdir.")
-    if not _is_new(run_dir):
-        if not restart:
-            _check_same(run_dir, config, data)
-            return
-        read_run(run_dir)
-        print(f"moved the earlier run to {move_aside(run_dir)}", file=sys.stderr)
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
-    run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        metrics.write_text(run_dir / "run.json", json.dumps(run, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{run_dir} cannot be written ({error.strerror}). Choose another --workdir.") from None
-
-
-def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
-    """The config and data of a run directory, or a UserError that says why it is none."""
-    path = run_dir / "run.json"
-    if not path.is_file():
-        what = "has no run.json" if run_dir.is_dir() else "is no directory"
-        raise UserError(f"{run_dir} {what}; expected a run directory that train.py wrote, such as checkpoints/digits.")
-    try:
-        run = json.loads(path.read_text())
-        if run["format"] > FORMAT:
-            raise UserError(f"{path} has format {run['format']}; this version reads up to {FORMAT}. Update vae_jax.")
-        data = DataInfo(**run["data"])
-        low, high = (float(end) for end in data.range)
-        shape = tuple(operator.index(size) for size in data.shape)
-        return from_json(run["config"]), data._replace(shape=shape, range=(low, high))
-    except UserError as error:
-        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). Train in another --workdir.") from None
-
-
-@contextmanager
-def open_checkpoints(run_dir: Path, *, read_only: bool = False) -> Iterator[Any]:
-    """The orbax manager of a run: the two latest checkpoints are kept, and the one of the lowest evaluation loss."""
-    folder = run_dir.absolute() / "checkpoints"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no directory; expected the checkpoints of a run. Choose another directory.")
-    from absl import logging as absl_logging
-
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax logs a hundred lines a run
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint import checkpoint_managers as policies
-
-    # `max_to_keep` with `best_fn` would delete the latest one, and a resumed run would go back in time.
-    policy = policies.AnyPreservationPolicy(
-        [
-            policies.LatestN(2),
-            policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False),
-        ]
-    )
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        best_fn=_loss,
-        best_mode="min",
-        enable_async_checkpointing=False,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,  # a reader must not take away what a training run is writing
-        read_only=read_only,
-    )
-    manager = ocp.CheckpointManager(folder, options=options)
-    try:
-        yield manager
-    finally:
-        manager.close()
-
-
-def save(manager: Any, state: TrainState, totals: metrics.Totals, loss: float | None = None) -> None:
-    """Write the checkpoint of `state`, with the sums since its last evaluation and the loss if it was evaluated."""
-    import orbax.checkpoint as ocp
-
-    step = int(state.step)
-    if step in manager.all_steps():
+    if int(state.step) in steps(run_dir):
         return
-    params, rest = _split(state)
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(params), state=ocp.args.StandardSave(rest), totals=ocp.args.JsonSave(totals)
-        ),
-        metrics=None if loss is None else {"loss": loss},
-    )
+    new, (params, rest) = _folder(run_dir, ".new"), _split(state)
+    try:
+        _write_arrays(new, params=params, state=rest)
+        (new / "progress.json").write_text(json.dumps({"loss": loss, "totals": totals}))
+        (new / "metrics.jsonl").write_text(metrics.text(run_dir))
+        digests.write(new)
+        (run_dir / "run.json").stat()  # orbax makes a directory anew that has vanished
+        new.rename(_folder(run_dir, int(state.step)))
+    except OSError:
+        for left in new.parent.glob(f"{new.name}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        (run_dir / "run.json").stat()  # that it has vanished says more than what came of it
+        raise
+    best = _best(run_dir, steps(run_dir))
+    for step in steps(run_dir)[:-2]:
+        if step != best:
+            _delete(run_dir, step)
 
 
-def resume(manager: Any, run_dir: Path, like: TrainState) -> tuple[TrainState, metrics.Totals]:
-    """The latest state, on the devices of `like`, and its totals; `like` itself without a checkpoint.
+def steps(run_dir: Path) -> list[int]:
+    """The steps that have a checkpoint, damaged or not, in their order."""
+    folder = run_dir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
-    Records of steps after it are dropped from metrics.jsonl: the resumed run writes them again.
+
+def sound_steps(run_dir: Path) -> list[int]:
+    """The steps of the checkpoints that are what their digests say, in their order.
+
+    The others are set aside as N.damaged, with a line on stderr for each. UserError if there are only others.
     """
-    import orbax.checkpoint as ocp
+    sound, damaged = _verify(run_dir)
+    for step, reason in damaged.items():
+        aside = _folder(run_dir, f"{step}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        _folder(run_dir, step).rename(aside)
+        print(f"{_folder(run_dir, step)} is damaged ({reason}): set aside as {aside.name}", file=sys.stderr)
+    return sorted(sound)
 
-    step = manager.latest_step()
-    if step is None:
-        metrics.truncate(run_dir, 0)
+
+def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, metrics.Totals]:
+    """The state after `step`, by default the latest of `sound_steps`, on the devices of `like`, and its totals.
+
+    Without a checkpoint, `like` itself. Later checkpoints are dropped and metrics.jsonl becomes what it was then: the
+    resumed run writes them again.
+    """
+    sound = sound_steps(run_dir)
+    if not sound:
+        metrics.write_text(run_dir / "metrics.jsonl", "")
         return like, {}
-    params, rest = _split(like)
-    with _readable(manager, step):
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(params)),
-                state=ocp.args.StandardRestore(_abstract(rest)),
-                totals=ocp.args.JsonRestore(),
-            ),
-        )
-    metrics.truncate(run_dir, step)
-    return _join(restored.params, restored.state), restored.totals
+    step = sound[-1] if step is None else step
+    if step not in sound:
+        raise UserError(f"{run_dir} has no undamaged checkpoint {step}. Choose one of: {str(sound)[1:-1]}.")
+    folder, (params, rest) = _folder(run_dir, step), _split(like)
+    params, rest = _read_arrays(folder, params=params, state=rest)
+    for later in sound:
+        if later > step:
+            _delete(run_dir, later)
+    metrics.write_text(run_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
+    return _join(params, rest), json.loads((folder / "progress.json").read_text())["totals"]
 
 
 def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
     """The trained VAE of a run directory: its config, its pure functions and its parameters.
 
-    checkpoint: 'latest', 'best' (lowest evaluation loss) or a step. UserError if the directory is no run.
+    checkpoint: 'latest', 'best' (lowest evaluation loss) or a step. Of the first two, damaged ones are passed over with
+    a line on stderr. UserError if the directory is no run, or has no such checkpoint undamaged.
     """
-    import orbax.checkpoint as ocp
-
     run_dir = Path(run_dir)
     config, data = read_run(run_dir)
-    if not (run_dir / "checkpoints").is_dir():
-        raise UserError(f"{run_dir} has no checkpoint yet. Train it: the command that began it resumes it.")
+    step = _choose(run_dir, checkpoint)
     try:
         vae = models.build(config, data)
     except UserError as error:
         raise UserError(f"{run_dir / 'run.json'}: {error}") from None
-    with open_checkpoints(run_dir, read_only=True) as manager:
-        step = _choose(manager, checkpoint, run_dir)
-        like = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
-        with _readable(manager, step):
-            params = manager.restore(
-                step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
-            ).params
+    like = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
+    (params,) = _read_arrays(_folder(run_dir, step), params=like)
     return Restored(config, data, vae, params, step)
 
 
-def move_aside(run_dir: Path) -> Path:
-    """Rename a run directory to the first free NAME.1, NAME.2, ..."""
-    number, run_dir = 1, run_dir.resolve()
-    if Path.cwd().is_relative_to(run_dir):
-        raise UserError(f"{run_dir} cannot be moved aside: it is the current directory. Leave it first.")
-    while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-        number += 1
-    try:
-        run_dir.rename(target)
-    except OSError as error:
-        raise UserError(f"{run_dir} cannot be moved aside ({error.strerror}). Choose another --workdir.") from None
-    return target
+def _folder(run_dir: Path, name: int | str) -> Path:
+    return run_dir / "checkpoints" / str(name)
 
 
-def _is_new(run_dir: Path) -> bool:
-    """Whether nothing is there, or only what a run killed at its very beginning left."""
-    if not run_dir.exists():
-        return True
-    return run_dir.is_dir() and all(path.name.startswith(".run.json.") for path in run_dir.iterdir())
+def _delete(run_dir: Path, step: int) -> None:
+    """Half of a checkpoint is never left under its name."""
+    old = _folder(run_dir, ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    _folder(run_dir, step).rename(old)
+    shutil.rmtree(old)
 
 
-def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:
-    """UserError unless the run in `run_dir` has this config and this data."""
-    old_config, old_data = read_run(run_dir)
-    old, new = to_json(old_config), to_json(config)
-    changed = [f"{name} (was {old[name]!r}, now {new[name]!r})" for name in new if old[name] != new[name]]
-    if not changed and old_data.fingerprint != data.fingerprint:
-        changed = [f"the data (was {old_data.fingerprint}, now {data.fingerprint})"]
-    if changed:
-        raise UserError(
-            f"{run_dir} holds a run with another config: {', '.join(changed)}. Choose another --workdir, or begin "
-            "anew with --restart."
-        )
+def _verify(run_dir: Path, *parts: str, one: bool = False) -> tuple[list[int], dict[int, str]]:
+    """The steps that are sound, the latest first or only it, and what is wrong with those that are not."""
+    sound, damaged = [], {}
+    for step in reversed(steps(run_dir)):
+        reason = digests.damage(_folder(run_dir, step), *parts)
+        if reason:
+            damaged[step] = reason
+            continue
+        sound.append(step)
+        if one:
+            break
+    if damaged and not sound:
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise UserError(f"{run_dir} has only damaged checkpoints ({reasons}). Train again, with --restart.")
+    return sound, damaged
 
 
-def _loss(values: dict[str, float]) -> float:
-    return values["loss"]
+def _choose(run_dir: Path, checkpoint: str) -> int:
+    known = steps(run_dir)
+    if not known:
+        raise UserError(f"{run_dir} has no checkpoint yet. Train it: the command that began it resumes it.")
+    if checkpoint in map(str, known):
+        step = int(checkpoint)
+        if reason := digests.damage(_folder(run_dir, step), "params"):
+            raise UserError(f"{_folder(run_dir, step)} is damaged ({reason}). Choose another checkpoint.")
+        return step
+    if checkpoint not in ("latest", "best"):
+        raise UserError(f"{run_dir} has no checkpoint {checkpoint!r}. Choose one of: latest, best, {str(known)[1:-1]}.")
+    latest = checkpoint == "latest"
+    sound, damaged = _verify(run_dir, "params", *(() if latest else ("progress.json",)), one=latest)
+    step = sound[0] if latest else _best(run_dir, sound) or sound[0]
+    for other, reason in damaged.items():
+        print(f"{_folder(run_dir, other)} is damaged ({reason}): using {step} instead", file=sys.stderr)
+    return step
+
+
+def _best(run_dir: Path, among: list[int]) -> int | None:
+    """The step of the lowest loss; None without one."""
+    losses = {step: loss for step in among if (loss := _loss(_folder(run_dir, step))) is not None}
+    return min(losses, key=lambda step: (losses[step], step), default=None)
+
+
+def _loss(folder: Path) -> float | None:
+    if digests.damage(folder, "progress.json"):
+        return None
+    loss = json.loads((folder / "progress.json").read_text())["loss"]
+    return None if loss is None or isnan(loss) else loss
 
 
 def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
@@ -234,39 +202,68 @@ def _join(params: Params, rest: dict[str, Any]) -> TrainState:
     return TrainState(rest["step"], raw, rest["opt_state"], params, rest["key"])
 
 
-def _abstract(tree: Any) -> Any:
-    """Shapes, types and the devices to restore to: without the last, another number of devices cannot restore."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None) or device), tree
-    )
+def _orbax() -> Any:
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax logs a hundred lines a run
+    import orbax.checkpoint as ocp
+
+    return ocp
 
 
-def _choose(manager: Any, checkpoint: str, run_dir: Path) -> int:
-    steps = sorted(manager.all_steps())
-    if not steps:
-        raise UserError(f"{run_dir} has no checkpoint yet. Train it: the command that began it resumes it.")
-    if checkpoint == "latest":
-        return steps[-1]
-    if checkpoint == "best":
-        return manager.best_step() or steps[-1]
-    if checkpoint.isdecimal() and int(checkpoint) in steps:
-        return int(checkpoint)
-    raise UserError(f"{run_dir} has no checkpoint {checkpoint!r}. Choose one of: latest, best, {str(steps)[1:-1]}.")
-
-
-@contextmanager
-def _readable(manager: Any, step: int) -> Iterator[None]:
-    """Turn orbax's pages about a damaged checkpoint into one line."""
-    # Its other reads go on after the first has failed, and complain from their threads until the process ends.
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+def _write_arrays(folder: Path, **trees: Any) -> None:
+    ocp = _orbax()
+    parts = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    # When one of its writes fails, the others go on and complain from their threads, by pages, until the process ends.
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    hook, levels = sys.unraisablehook, [logger.level for logger in loggers]
+    sys.unraisablehook = lambda _: None
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        yield
-        sys.unraisablehook = before
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.absolute(), args=ocp.args.Composite(**parts))
+    except (OSError, ValueError, RuntimeError) as error:
+        of_tensorstore = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(of_tensorstore[1]) if of_tensorstore else getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error).partition("\n")[0][:200]
+        raise OSError(code or errno.EIO, reason, str(folder)) from error
+    sys.unraisablehook = hook
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def _read_arrays(folder: Path, **likes: Any) -> list[Any]:
+    """The trees of a checkpoint, with the shapes, types and devices of `likes`."""
+    ocp = _orbax()
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
+
+
+def _read(checkpointer: Any, path: Path, like: Any) -> Any:
+    try:
+        held, built = _shapes(checkpointer.metadata(path).item_metadata.tree), _shapes(like)
+        for leaf in sorted(held.keys() | built.keys()):
+            if held.get(leaf) != built.get(leaf):
+                raise ValueError(f"{leaf} is {held.get(leaf, 'missing')}, expected {built.get(leaf, 'none')}")
+        # Without devices, another number of them could not restore.
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None) or device), like
+        )
+        return checkpointer.restore(path, args=_orbax().args.StandardRestore(abstract))
+    except OSError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"Checkpoint {step} in {manager.directory} cannot be read ({reason}). "
-            f"Remove {manager.directory / str(step)} to use the one before it."
-        ) from None
+            f"{path} is not of the model that this version builds from run.json ({reason}). Use the version that "
+            "wrote it."
+        ) from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """By name; not those of keys, which orbax stores as numbers."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: shape for name, shape in shapes.items() if name != "key"}

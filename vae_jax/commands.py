@@ -16,6 +16,7 @@ from vae_jax.distributions import DiagonalGaussian, FullGaussian
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_annealed, make_evaluate, mean, mutual_information, standard_error, summarize
 from vae_jax.inputs import Examples
+from vae_jax.sweep import sweep as sweep
 
 _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their own; an example's index is never so large
 
@@ -164,6 +165,7 @@ def _examples(
         data_dir=options.data_dir or data.data_dir,
         classes=() if options.data else config.classes,
         validation_size=0 if options.data else config.validation_size,
+        stream=config.stream and not options.data,
     )
     shape = dataset.train.x.shape[1:]
     if shape != data.shape:

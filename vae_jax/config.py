@@ -32,6 +32,7 @@ class Config:
     validation_size: int = _setting(0, "training examples held out; 0: the curves and the best are of the test split")
     binarization: str = _setting("none", "none; dynamic: x ~ Bernoulli(x) anew each step; static: once, for good",
                           ("none", "dynamic", "static"))
+    stream: bool = _setting(False, "read the training examples as they are needed: of a .npy file larger than memory")
     conditional: bool = _setting(False, "give the label to encoder and decoder")
     network: str = _setting("mlp", "a function of vae_jax/networks.py")
     network_options: dict[str, Any] = _setting({}, "further arguments of the network, as JSON")

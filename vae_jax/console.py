@@ -7,13 +7,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import product
 from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vae_jax.config import MAX_WHOLE, Config, load_recipe, override
 from vae_jax.errors import UserError
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,13 +49,24 @@ class Parser(argparse.ArgumentParser):
 
 def parse_train(argv: list[str]) -> argparse.Namespace:
     """The flags of train.py, with `config` a Config and `workdir` a Path."""
-    root = Path(__file__).resolve().parent.parent
     parser = Parser(
         prog="train.py",
         description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
     )
-    parser.add_argument("--config", default=str(root / "configs/digits.py"), metavar="FILE", help="recipe in Python")
     parser.add_argument("--workdir", metavar="DIR", help="run directory; by default checkpoints/NAME_OF_RECIPE")
+    add_config_flags(parser)
+    options = parser.parse_args(argv)
+    if options.workdir is None:
+        options.workdir = _ROOT / "checkpoints" / Path(options.config).stem
+    options.workdir = Path(options.workdir)
+    options.config = config_of(options)
+    return options
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is trained, of which `config_of` makes the Config."""
+    recipe = str(_ROOT / "configs/digits.py")
+    parser.add_argument("--config", default=recipe, metavar="FILE", help="recipe in Python")
     parser.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data; TFDS_DATA_DIR")
     parser.add_argument("--restart", action="store_true", help="move an existing run aside and begin anew")
     add_cache_flag(parser)
@@ -61,14 +75,39 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
         choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
         text = f"{f.metadata['doc']}{choices}; default {getattr(Config(), f.name)!r}".replace("%", "%%")
         group.add_argument(f"--config.{f.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
-    options = parser.parse_args(argv)
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The recipe that the flags name, with the fields that they set."""
     prefix = "config."
     values = {name.removeprefix(prefix): text for name, text in vars(options).items() if name.startswith(prefix)}
-    if options.workdir is None:
-        options.workdir = root / "checkpoints" / Path(options.config).stem
-    options.workdir = Path(options.workdir)
-    options.config = override(load_recipe(options.config), values)
-    return options
+    return override(load_recipe(options.config), values)
+
+
+def parse_members(options: argparse.Namespace) -> list[Config]:
+    """The configs of a sweep: every combination of --betas, --learning_rates and --seeds."""
+    config, axes = config_of(options), []
+    names = {"betas": "beta", "learning_rates": "learning_rate", "seeds": "seed"}
+    for flag, name in names.items():
+        values = getattr(options, flag)
+        if values and f"config.{name}" in options:
+            raise UserError(f"--{flag} and --config.{name} set the same field. Give one of them.")
+        axes.append(values or (getattr(config, name),))
+    return [replace(config, **dict(zip(names.values(), values, strict=True))) for values in product(*axes)]
+
+
+def several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Type of a flag: numbers of `kind` separated by commas, each of them once."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        with suppress(ValueError):
+            values = tuple(kind(part) for part in text.split(","))
+            if len(set(values)) == len(values):
+                return values
+        what = "whole numbers" if kind is int else "numbers"
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different {what} separated by commas")
+
+    return parse
 
 
 def positive(text: str) -> int:
@@ -123,6 +162,13 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     except BrokenPipeError:  # the reader of stdout has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:  # a disk that is full, a folder that has vanished or may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}. Make room or access there, and give the command again.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_jax.errors import UserError
-from vae_jax.files import READERS, read_folder, read_npz, reading
+from vae_jax.files import READERS, as_images, check_layout, open_rows, read_folder, read_npz, reading
+from vae_jax.streaming import Stream, num_test, open_stream
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 _PERMUTATION_SEED = 0
@@ -34,16 +35,26 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """The three splits; `validation` is None when none was asked for."""
+    """The three splits; `validation` is None when none was asked for. Of a stream, `train` holds some examples only."""
 
     name: str
     train: Split
     validation: Split | None
     test: Split
+    stream: Stream | None = None  # every training example, if they are read as they are needed
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train.x) if self.stream is None else self.stream.num_examples
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of every array's shape, dtype and bytes: equal only for equal splits."""
+        """16 hex digits of the SHA-256 of every array's shape, dtype and bytes: equal only for equal splits.
+
+        Of a stream, those of the file's.
+        """
+        if self.stream is not None:
+            return self.stream.fingerprint
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             for array in (None, None) if split is None else split:
@@ -59,6 +70,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     classes: Iterable[int] = (),
     validation_size: int = 0,
+    stream: bool = False,
 ) -> Dataset:
     """Load a data set by name, or from a path.
 
@@ -76,10 +88,14 @@ def load(
     classes: keep only the examples with these labels, in every split.
     validation_size: how many examples move from train, after `classes`, to validation: the last ones of a fixed
       permutation. At 0 the train split keeps its order and `validation` is None.
+    stream: of a `.npy` file, load only some training examples, and leave the others to be read as they are needed.
+      `streaming.open_stream` says how the file is split: not as without it.
 
     Raises UserError, naming the file where there is one, for everything that cannot be loaded as described.
     """
     name = os.fspath(name)
+    if stream:
+        return _streamed(name, classes, validation_size)
     train, test = _train_and_test(name, data_dir)
     train, test = _only_classes(name, (train, test), classes)
     train, validation = _carve(train, validation_size)
@@ -123,6 +139,21 @@ def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
     )
 
 
+def _streamed(name: str, classes: Iterable[int], validation_size: int) -> Dataset:
+    path = Path(os.path.expanduser(name))
+    if path.suffix != ".npy" or not os.path.isfile(path):
+        raise UserError(f"stream is true, but {name!r} is no .npy file. Save x as one, or set --config.stream=false.")
+    if tuple(classes):
+        raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
+    rows = open_rows(path)
+    check_layout(rows.shape, rows.dtype, f"x of {name!r}")
+    _check_num(rows.shape[0], repr(name))
+    _check_validation_size(validation_size, rows.shape[0] - num_test(rows))
+    stream, validation, test = open_stream(rows, validation_size)
+    held_out = Split(validation, None) if validation_size else None
+    return Dataset(name, Split(stream.x, None), held_out, Split(test, None), stream)
+
+
 def _permutation(n: int) -> np.ndarray:
     return np.random.RandomState(_PERMUTATION_SEED).permutation(n)
 
@@ -154,38 +185,21 @@ def _only_classes(name: str, splits: tuple[Split, Split], classes: Iterable[int]
 
 def _carve(train: Split, validation_size: int) -> tuple[Split, Split | None]:
     n = len(train.x)
-    if not isinstance(validation_size, (int, np.integer)) or not 0 <= validation_size < n:
-        raise UserError(f"Got validation_size={validation_size!r}, expected an integer from 0 to {n - 1}.")
+    _check_validation_size(validation_size, n)
     if validation_size == 0:
         return train, None
     order = _permutation(n)
     return _take(train, order[:-validation_size]), _take(train, order[-validation_size:])
 
 
-def _as_images(x: np.ndarray, source: str) -> np.ndarray:
-    """Return x as [N, D] or [N, H, W, C], uint8 or finite float32; raise UserError if it cannot be."""
-    if x.dtype.kind not in "buif":
-        raise UserError(f"{source} holds values of type {x.dtype}, expected floats, integers or bools.")
-    if x.ndim not in (2, 3, 4) or x.size == 0:
-        raise UserError(f"{source} has shape {x.shape}, expected non-empty [N, D], [N, H, W] or [N, H, W, C].")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
-        raise UserError(f"{source} has shape {x.shape}, with channels first. Transpose it to [N, H, W, C].")
-    x = x[..., None] if x.ndim == 3 else x
-    if x.dtype.kind == "b":
-        return x.astype(np.uint8) * np.uint8(255)
-    if x.dtype.kind in "ui":
-        low, high = int(x.min()), int(x.max())
-        if low < 0 or high > 255:
-            raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
-        # Taken at its word this would be a nearly black picture; it is binary data saved with the wrong type.
-        if high == 1:
-            raise UserError(f"{source} holds integers of 0 and 1 only, but v stands for v/255. Save it as bool.")
-        return x.astype(np.uint8, copy=False)
-    with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
-    if not np.isfinite(x).all():
-        raise UserError(f"{source} holds NaN, infinite or too large values, expected finite float32. Remove them.")
-    return x
+def _check_num(n: int, source: str) -> None:
+    if n < 2:
+        raise UserError(f"{source} holds one example, expected at least 2, since one becomes the test split.")
+
+
+def _check_validation_size(validation_size: int, num_train: int) -> None:
+    if not isinstance(validation_size, (int, np.integer)) or not 0 <= validation_size < num_train:
+        raise UserError(f"Got validation_size={validation_size!r}, expected an integer from 0 to {num_train - 1}.")
 
 
 def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
@@ -197,7 +211,7 @@ def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
 
 
 def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
-    x = _as_images(arrays[f"x{suffix}"], f"x{suffix} of {source}")
+    x = as_images(arrays[f"x{suffix}"], f"x{suffix} of {source}")
     y = arrays.get(f"y{suffix}")
     return Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
 
@@ -208,8 +222,7 @@ def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
     if arrays.keys() in ({"x"}, {"x", "y"}):
         whole = _part(arrays, "", source)
         n = len(whole.x)
-        if n < 2:
-            raise UserError(f"{source} holds one example, expected at least 2, since one becomes the test split.")
+        _check_num(n, source)
         order, cut = _permutation(n), n - max(1, n // 10)
         return _take(whole, order[:cut]), _take(whole, order[cut:])
     if arrays.keys() in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -31,34 +31,41 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         raise UserError(f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}.") from error
 
 
-def _check_size(size: int) -> None:
+def _check_size(size: int, advice: str = "") -> None:
     # Half of the memory, where it is known, since splitting copies the data once.
     known = hasattr(os, "sysconf")
     limit = min(MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2) if known else MAX_BYTES
     if size > limit:
-        raise ValueError(f"it expands to {size} bytes, and the limit here is {limit}")
+        raise ValueError(f"it expands to {size} bytes, and the limit here is {limit}{advice}")
 
 
-def _read_array(file: IO[bytes], size: int) -> np.ndarray:
-    """Read a .npy stream of `size` bytes, allocating nothing that the stream does not hold."""
+def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of a .npy stream of `size` bytes, which holds the values that they announce."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its npy format is {version}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
+    shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, as NumPy saves ragged arrays")
     announced, held = math.prod(shape) * dtype.itemsize, size - file.tell()
     if announced != held:
         raise ValueError(f"its header announces {announced} bytes of values, but it holds {held}")
-    _check_size(announced)
+    return shape, fortran_order, dtype
+
+
+def _read_array(file: IO[bytes], size: int, advice: str = "") -> np.ndarray:
+    """Read a .npy stream of `size` bytes, allocating nothing that the stream does not hold."""
+    shape, _, dtype = _read_header(file, size)
+    _check_size(math.prod(shape) * dtype.itemsize, advice)
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_npy(path: Path) -> dict[str, np.ndarray]:
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
-        return {"x": _read_array(file, os.fstat(file.fileno()).st_size)}
+        advice = "; training reads it piece by piece with --config.stream=true"
+        return {"x": _read_array(file, os.fstat(file.fileno()).st_size, advice)}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -72,6 +79,93 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 READERS = {".npy": read_npy, ".npz": read_npz}
+
+
+class Rows(NamedTuple):
+    """The rows of a .npy file, read when asked for: not mapped, since a mapped file that shrinks ends the process."""
+
+    path: Path
+    shape: tuple[int, ...]  # [N, ...]
+    dtype: np.dtype
+    offset: int  # bytes before the values
+    version: tuple[int, int]  # the file's size in bytes, and when it was last written, in ns
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def read(self, blocks: np.ndarray) -> np.ndarray:
+        """The rows of all blocks, one block after another. blocks: [M, 2], the first row and the one past the last.
+
+        UserError if the file is no longer the one that was opened.
+        """
+        lengths = blocks[:, 1] - blocks[:, 0]
+        x = np.empty((int(lengths.sum()), *self.shape[1:]), self.dtype)
+        with reading(self.path, "the file as it was when first read"), open(self.path, "rb") as file:
+            if _version(file) != self.version:
+                raise ValueError("it has changed since")
+            end = 0
+            for first, length in zip(blocks[:, 0].tolist(), lengths.tolist(), strict=True):
+                start, end = end, end + length
+                file.seek(self.offset + first * self.row_bytes)
+                if file.readinto(x[start:end].data) != length * self.row_bytes:
+                    raise ValueError("it has changed since")
+        return x
+
+
+def open_rows(path: Path) -> Rows:
+    """The rows of a .npy file, of which only the header is read."""
+    with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
+        shape, fortran_order, dtype = _read_header(file, os.fstat(file.fileno()).st_size)
+        if fortran_order:
+            raise ValueError("its values are in Fortran order; save numpy.ascontiguousarray(x)")
+        return Rows(path, shape, dtype, file.tell(), _version(file))
+
+
+def _version(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def as_images(x: np.ndarray, source: str) -> np.ndarray:
+    """Return x as [N, D] or [N, H, W, C], uint8 or finite float32; raise UserError if it cannot be."""
+    check_layout(x.shape, x.dtype, source)
+    if x.dtype.kind in "ui":
+        check_integers(int(x.min()), int(x.max()), source)
+    return convert(x, source)
+
+
+def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
+    """UserError for an array that is no images and no vectors."""
+    if dtype.kind not in "buif":
+        raise UserError(f"{source} holds values of type {dtype}, expected floats, integers or bools.")
+    if len(shape) not in (2, 3, 4) or 0 in shape:
+        raise UserError(f"{source} has shape {shape}, expected non-empty [N, D], [N, H, W] or [N, H, W, C].")
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
+        raise UserError(f"{source} has shape {shape}, with channels first. Transpose it to [N, H, W, C].")
+
+
+def check_integers(low: int, high: int, source: str) -> None:
+    """UserError for integers from `low` to `high` that are no bytes v standing for v/255."""
+    if low < 0 or high > 255:
+        raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
+    # Taken at its word this would be a nearly black picture; it is binary data saved with the wrong type.
+    if high == 1:
+        raise UserError(f"{source} holds integers of 0 and 1 only, but v stands for v/255. Save it as bool.")
+
+
+def convert(x: np.ndarray, source: str) -> np.ndarray:
+    """[N, H, W] gains C = 1; bools become 0 and 255, integers uint8, floats float32. UserError unless finite."""
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype.kind == "b":
+        return x.astype(np.uint8) * np.uint8(255)
+    if x.dtype.kind in "ui":
+        return x.astype(np.uint8, copy=False)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32, copy=False)
+    if not np.isfinite(x).all():
+        raise UserError(f"{source} holds NaN, infinite or too large values, expected finite float32. Remove them.")
+    return x
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """From a data set to what a model sees: arrays on the device, labels as context, binarisation, and their checks."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax import datasets
 from vae_jax.config import Config
 from vae_jax.datasets import Dataset, Split
 from vae_jax.errors import UserError
+from vae_jax.streaming import Stream
 
 BINARIZATION_SEED = 0  # of the binarised validation and test splits, which every run shares
 SPLITS = ("train", "validation", "test")
@@ -36,13 +39,43 @@ class Examples(NamedTuple):
     context: Array | None  # [N, C], one-hot labels of a conditional VAE
 
 
+class Inputs(NamedTuple):
+    """What a run trains on, and the split that it is evaluated on."""
+
+    data: DataInfo
+    examples: Examples | Stream  # to train on
+    split: str  # validation, or test without one
+    held_out: Examples
+    label: np.ndarray | None  # of the examples held out
+
+
+def load(config: Config, data_dir: str | None) -> Inputs:
+    """The data of a run. data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR."""
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
+    if config.stream and config.binarization == "static":
+        raise UserError(
+            "binarization 'static' keeps all training examples in memory, and stream is true. Set "
+            "--config.binarization=dynamic."
+        )
+    dataset = datasets.load(
+        config.dataset,
+        data_dir=data_dir,
+        classes=config.classes,
+        validation_size=config.validation_size,
+        stream=config.stream,
+    )
+    split = "validation" if dataset.validation else "test"
+    held_out, label = evaluation_examples(dataset, split, config), getattr(dataset, split).label
+    return Inputs(describe(dataset, data_dir), training_examples(dataset, config), split, held_out, label)
+
+
 def describe(dataset: Dataset, data_dir: str | None) -> DataInfo:
     x, validation = dataset.train.x, dataset.validation
     return DataInfo(
         x.shape[1:],
         num_classes(dataset),
         value_range(dataset),
-        len(x),
+        dataset.num_train,
         0 if validation is None else len(validation.x),
         len(dataset.test.x),
         dataset.fingerprint,
@@ -53,8 +86,9 @@ def describe(dataset: Dataset, data_dir: str | None) -> DataInfo:
 def value_range(dataset: Dataset) -> tuple[float, float]:
     """The least and the largest value of all splits, as the model sees them."""
     arrays = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    ranges = [(float(x.min()), float(x.max())) for x in arrays] if dataset.stream is None else [dataset.stream.range]
     scale = 255 if arrays[0].dtype == np.uint8 else 1
-    return min(float(x.min()) for x in arrays) / scale, max(float(x.max()) for x in arrays) / scale
+    return min(low for low, _ in ranges) / scale, max(high for _, high in ranges) / scale
 
 
 def num_classes(dataset: Dataset) -> int:
@@ -63,8 +97,10 @@ def num_classes(dataset: Dataset) -> int:
     return max((int(label.max()) + 1 for label in labels if label is not None), default=0)
 
 
-def training_examples(dataset: Dataset, config: Config) -> Examples:
+def training_examples(dataset: Dataset, config: Config) -> Examples | Stream:
     """The training split, as stored: `make_prepare(config)` turns its batches into the model's input."""
+    if dataset.stream is not None:
+        return dataset.stream
     if config.binarization == "static":
         return evaluation_examples(dataset, "train", config)
     return Examples(jax.device_put(dataset.train.x), _context(dataset, dataset.train, config))
@@ -73,7 +109,7 @@ def training_examples(dataset: Dataset, config: Config) -> Examples:
 def evaluation_examples(dataset: Dataset, split: str, config: Config) -> Examples:
     """A split as the model sees it, float32: binarised once by a fixed seed if the config binarises at all.
 
-    UserError if the data set has no such split.
+    Of the training split of a stream, the examples that are in memory. UserError if the data set has no such split.
     """
     part = getattr(dataset, split) if split in SPLITS else None
     if part is None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax.errors import UserError
-
 Totals = dict[str, float]  # sums over steps, with how many `steps` and `seconds` they took
 
 
@@ -34,27 +32,20 @@ def append(run_dir: Path, *records: dict[str, Any]) -> None:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
-def read(run_dir: Path) -> list[dict[str, Any]]:
-    """The records; a last line torn by a crash is left out."""
+def text(run_dir: Path) -> str:
     path = run_dir / "metrics.jsonl"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """The records, up to a line that is none: a last line torn by a crash is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in text(run_dir).splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:
             break
     return records
-
-
-def truncate(run_dir: Path, step: int) -> None:
-    """Drop the records after `step`, which a resumed run writes again."""
-    try:
-        kept = [record for record in read(run_dir) if record["step"] <= step]
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{run_dir / 'metrics.jsonl'} is damaged: expected JSON objects with a step. Remove it."
-        ) from None
-    write_text(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str:

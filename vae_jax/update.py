@@ -2,18 +2,22 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
+from vae_jax import compiling
 from vae_jax.config import Config, unknown
 from vae_jax.core import VAE, Params, condition
 from vae_jax.errors import UserError
 from vae_jax.inputs import Examples
+from vae_jax.streaming import Stream, make_batches, read_ahead, steps_per_chunk
 
 _ORDER = 0xFFFFFFFF  # the fold_in of the order of examples; a step never counts so far
 
@@ -91,27 +95,76 @@ def make_train(update: Update, batch_size: int) -> Callable[..., tuple[TrainStat
         order_key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
         order = jax.random.permutation(order_key, num_examples)
 
-        def step(i, carry):
-            state, sums = carry
+        def batch(i: Array) -> Examples:
             rows = jax.lax.dynamic_slice(order, ((first + i) * batch_size,), (batch_size,))
-            batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), examples)
-            state, metrics = update(state, *batch)
-            return state, jax.tree.map(jnp.add, sums, metrics)
+            return jax.tree.map(lambda a: jnp.take(a, rows, axis=0), examples)
 
-        _, shapes = jax.eval_shape(update, state, *jax.tree.map(lambda a: a[:batch_size], examples))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        return jax.lax.fori_loop(0, num_steps, step, (state, zeros))
+        return _steps(update, state, batch, num_steps)
 
     return train
 
 
-def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optax optimiser, schedule and clipping that `config` names."""
+def make_stream_train(update: Update, batch_size: int) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """train(state, stream, num_steps) -> (state, sums of the metrics), as `make_train`, of examples in a file.
+
+    Not to jit: it is jitted, one compilation for all calls, and gives it batches that a thread has read in the
+    meantime. That reading ahead is all that it remembers of a call, so it is a pure function of its arguments. The
+    order of examples is that of `streaming.make_batches`.
+    """
+
+    def some(state: TrainState, batches: Examples, first: Array, num_steps: Array):
+        def batch(i: Array) -> Examples:
+            return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, first + i, keepdims=False), batches)
+
+        return _steps(update, state, batch, num_steps)
+
+    jitted = compiling.jit(some, donate_argnums=0)
+
+    @lru_cache(maxsize=1)
+    def chunks(stream: Stream, key: tuple[int, ...]) -> tuple[int, Callable[[int], Examples]]:
+        """The steps of a chunk, and chunk(n): the batches of the steps from n times so many on."""
+        size, batches = steps_per_chunk(stream, batch_size), make_batches(stream, batch_size, key)
+        return size, read_ahead(lambda n: Examples(jax.device_put(batches(n * size, size)), None))
+
+    def train(state: TrainState, stream: Stream, num_steps: Array | int) -> tuple[TrainState, dict[str, Array]]:
+        size, chunk = chunks(stream, tuple(np.asarray(jax.random.key_data(state.key)).tolist()))
+        step, left, total = int(state.step), int(num_steps), None
+        while left or total is None:
+            number, first = divmod(step, size)
+            count = min(left, size - first)
+            state, sums = jitted(state, chunk(number), *jax.device_put((np.int32(first), np.int32(count))))
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+            step, left = step + count, left - count
+        return state, total
+
+    return train
+
+
+def _steps(update: Update, state: TrainState, batch: Callable[[Array], Examples], num_steps: Array):
+    """The state after updates on batch(0), batch(1), ..., and the sums of their metrics."""
+
+    def step(i: Array, carry: tuple[TrainState, dict[str, Array]]):
+        state, sums = carry
+        state, metrics = update(state, *batch(i))
+        return state, jax.tree.map(jnp.add, sums, metrics)
+
+    _, shapes = jax.eval_shape(lambda state: update(state, *batch(jnp.int32(0))), state)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.fori_loop(0, num_steps, step, (state, zeros))
+
+
+def make_optimizer(
+    config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None
+) -> optax.GradientTransformation:
+    """The optax optimiser, schedule and clipping that `config` names.
+
+    learning_rate: the peak, possibly traced, in place of the config's. The state is the same for every value.
+    """
     functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f)}
     choices = {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
     if config.optimizer not in choices:
         raise unknown("optimizer", config.optimizer, tuple(sorted(choices)))
-    schedule = make_schedule(config, steps_per_epoch)
+    schedule = make_schedule(config, steps_per_epoch, learning_rate)
     try:
         optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
         weights = jnp.zeros(2)  # an optimiser may accept what its first step cannot use
@@ -122,23 +175,30 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransf
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
 
 
-def make_schedules(config: Config) -> dict[str, optax.Schedule]:
-    """What of the objective varies during a run: `beta`, which may rise from 0 (Bowman et al. 2016)."""
-    if not config.beta_warmup_steps:
-        return {}
-    return {"beta": optax.linear_schedule(0.0, config.beta, config.beta_warmup_steps)}
+def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
+    """What of the objective is no constant: `beta`, which may rise from 0 (Bowman et al. 2016).
+
+    beta: the weight at the end, possibly traced, in place of the config's.
+    """
+    if config.beta_warmup_steps:
+        return {"beta": optax.linear_schedule(0.0, config.beta if beta is None else beta, config.beta_warmup_steps)}
+    return {} if beta is None else {"beta": optax.constant_schedule(beta)}
 
 
-def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
-    """Step -> learning rate: a linear rise over `warmup_steps`, then constant or a cosine to 0 at the run's end."""
+def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
+    """Step -> learning rate: a linear rise over `warmup_steps`, then constant or a cosine to 0 at the run's end.
+
+    learning_rate: the peak, possibly traced, in place of the config's.
+    """
     total = config.num_epochs * steps_per_epoch
+    peak = config.learning_rate if learning_rate is None else learning_rate
     if config.warmup_steps >= total:
         raise UserError(f"warmup_steps is {config.warmup_steps}; expected less than the run's {total} steps.")
     rest: optax.Schedule = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, total - config.warmup_steps),
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, total - config.warmup_steps),
     }[config.schedule]
     if not config.warmup_steps:
         return rest
-    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
     return optax.join_schedules([rise, rest], [config.warmup_steps])

@@ -1,0 +1,58 @@
+"""Digests: what is read is what was written, or the file that differs is named."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "SHA256SUMS"
+
+
+def write(folder: Path) -> None:
+    """Write the digest of every file below a folder to its SHA256SUMS, as `sha256sum` does: `-c` checks them."""
+    (folder / NAME).write_text("".join(f"{_of_file(folder / name)}  {name}\n" for name in _files(folder)))
+
+
+def damage(folder: Path, *parts: str) -> str | None:
+    """What is wrong with the files below a folder, by the first that is not as its SHA256SUMS says; None if nothing.
+
+    parts: files and folders in it to which to keep; by default all.
+    """
+    try:
+        *lines, end = (folder / NAME).read_text().split("\n")
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except FileNotFoundError:
+        return f"{NAME} is missing"
+    except (OSError, ValueError) as error:
+        return f"{NAME} cannot be read ({type(error).__name__})"
+    if end or not expected:
+        return f"{NAME} is truncated"
+    present = set(_files(folder))
+    for name in sorted(present | expected.keys()):
+        if parts and name.split("/")[0] not in parts:
+            continue
+        if name not in expected:
+            return f"{name} is not in {NAME}"
+        if name not in present:
+            return f"{name} is missing"
+        try:
+            if _of_file(folder / name) != expected[name]:
+                return f"{name} differs from its digest"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def of_json(value: Any) -> str:
+    """The digest of what a JSON file says, however it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in names if name != NAME)
+
+
+def _of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

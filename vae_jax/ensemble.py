@@ -1,0 +1,85 @@
+"""Runs that differ in seed, beta and learning rate, trained side by side in one program.
+
+The states of M members are one state with a leading axis M. Each member computes what it would alone.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from vae_jax import compiling, evaluate, inputs, update
+from vae_jax.config import Config
+from vae_jax.core import VAE, Params
+from vae_jax.inputs import Examples
+from vae_jax.update import Objective, TrainState
+
+
+class Traced(NamedTuple):
+    """What differs between members besides the seed, float32 [M], or of one member []; None where it is the same."""
+
+    beta: Array | None
+    learning_rate: Array | None
+
+
+def traced_of(members: Sequence[Config]) -> Traced:
+    values = [[getattr(member, name) for member in members] for name in Traced._fields]
+    return Traced(*(jnp.array(each, jnp.float32) if len(set(each)) > 1 else None for each in values))
+
+
+def init_states(vae: VAE, members: Sequence[Config], steps_per_epoch: int, x: ArrayLike) -> TrainState:
+    """The states of all members before the first step, on a leading axis M. x: training examples, [N, *shape]."""
+    config = members[0]
+    optimizer = update.make_optimizer(config, steps_per_epoch)
+    init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
+    keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
+    return jax.jit(jax.vmap(init, (0, None)))(keys, x)
+
+
+def make_train(
+    vae: VAE, objective: Objective, config: Config, steps_per_epoch: int, *, batched: bool | None = None
+) -> Callable[..., Any]:
+    """train(states, traced, examples, num_steps) -> (states, sums of the metrics, [M]): `update.make_train`, jitted.
+
+    config: that of any member; one compilation serves all of them. batched: whether each operation is one of all
+    members, by `jax.vmap`, or they take turns in a loop; by default the first, but on CPU the second.
+    """
+    if batched is None:
+        # On CPU a product of M matrices takes longer than M products, and rounds otherwise than a member alone does.
+        batched = jax.default_backend() != "cpu"
+
+    def one(state: TrainState, traced: Traced, examples: Examples, num_steps: Array):
+        update_one = update.make_update(
+            vae,
+            objective,
+            update.make_optimizer(config, steps_per_epoch, traced.learning_rate),
+            prepare=inputs.make_prepare(config),
+            ema_decay=config.ema_decay,
+            schedules=update.make_schedules(config, traced.beta),
+        )
+        return update.make_train(update_one, config.batch_size)(state, examples, num_steps)
+
+    def in_turn(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
+        return jax.lax.map(lambda own: one(own[0], own[1], examples, num_steps), (states, traced))
+
+    return compiling.jit(jax.vmap(one, (0, 0, None, None)) if batched else in_turn, donate_argnums=0)
+
+
+def make_evaluate(vae: VAE, objective: Objective) -> Callable[..., Any]:
+    """As `evaluate.make_evaluate_objective`, of (params, beta) instead of params: one compilation for every beta."""
+    of_pair = VAE(vae.init, *(lambda pair, *args, f=f: f(pair[0], *args) for f in vae[1:]))
+
+    def weighted(pair: tuple[Params, Array | None], key: Array, x: Array, vae: VAE):
+        return objective(pair, key, x, vae, **({} if pair[1] is None else {"beta": pair[1]}))
+
+    return evaluate.make_evaluate_objective(of_pair, weighted)
+
+
+@jax.jit
+def take(tree: Any, i: int) -> Any:
+    """What a tree with a leading axis M holds of member i."""
+    return jax.tree.map(lambda a: a[i], tree)

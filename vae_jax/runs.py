@@ -1,0 +1,161 @@
+"""A run directory: what is trained there, held by one process at a time.
+
+run.json         config, data (shapes, sizes, fingerprint), versions, and the digest of these
+metrics.jsonl    one evaluation a line: a log, which a resumed run takes from its checkpoint
+checkpoints/     see checkpoints.py
+"""
+
+import json
+import operator
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+from vae_jax import digests
+from vae_jax.config import Config, from_json, to_json
+from vae_jax.errors import UserError
+from vae_jax.inputs import DataInfo
+
+FORMAT = 2
+
+
+@contextmanager
+def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = False) -> Iterator[None]:
+    """Begin a run directory, or go on with the one there if it is of the same config and data; alone, within the block.
+
+    restart: move an existing one aside first. UserError names the fields that differ, or says that another process
+    trains there.
+    """
+    path = run_dir / "run.json"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} cannot be written (it is a file). Choose another directory.")
+    if not _is_new(run_dir):
+        _check_run(run_dir)
+        if restart:
+            with _locked(path):
+                moved = move_aside(run_dir)
+            print(f"moved the earlier run to {moved}", file=sys.stderr)
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be written ({error.strerror}). Choose another directory.") from None
+    with _locked(path):
+        if _is_new(run_dir):
+            _write_run(path, config, data)
+        else:
+            _check_same(run_dir, config, data)
+        for litter in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*")):  # of a crash
+            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+        yield
+
+
+def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
+    """The config and data of a run directory, or a UserError that says why it is none."""
+    path = run_dir / "run.json"
+    _check_run(run_dir)
+    try:
+        run = json.loads(path.read_text())
+        if run["format"] > FORMAT:
+            raise UserError(f"{path} has format {run['format']}; this version reads {FORMAT}. Update vae_jax.")
+        if run["format"] < FORMAT:
+            raise UserError(
+                f"{path} has format {run['format']}, without digests; this version reads {FORMAT}. Train again, with "
+                "--restart, or use the version that wrote it."
+            )
+        if run.pop("sha256") != digests.of_json(run):
+            raise ValueError("it differs from its digest")
+        data = DataInfo(**run["data"])
+        low, high = (float(end) for end in data.range)
+        shape = tuple(operator.index(size) for size in data.shape)
+        return from_json(run["config"]), data._replace(shape=shape, range=(low, high))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Train again, with --restart or in another directory."
+        ) from None
+
+
+def move_aside(run_dir: Path) -> Path:
+    """Rename a run directory to the first free NAME.1, NAME.2, ..."""
+    number, run_dir = 1, run_dir.resolve()
+    if Path.cwd().is_relative_to(run_dir):
+        raise UserError(f"{run_dir} cannot be moved aside: it is the current directory. Leave it first.")
+    while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    try:
+        run_dir.rename(target)
+    except OSError as error:
+        raise UserError(f"{run_dir} cannot be moved aside ({error.strerror}). Choose another directory.") from None
+    return target
+
+
+def _is_new(run_dir: Path) -> bool:
+    """Whether nothing is there, or only what a run killed at its very beginning left."""
+    if not run_dir.is_dir():
+        return not run_dir.exists()
+    left = {path.name: path for path in run_dir.iterdir()}
+    run, folder = left.pop("run.json", None), left.pop("checkpoints", None)
+    return not left and not (run and run.stat().st_size) and not (folder and any(folder.glob("*")))
+
+
+def _check_run(run_dir: Path) -> None:
+    if not (run_dir / "run.json").is_file():
+        what = "has no run.json" if run_dir.is_dir() else "is no directory"
+        raise UserError(f"{run_dir} {what}; expected a run directory that train.py wrote, such as checkpoints/digits.")
+
+
+def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:
+    """UserError unless the run in `run_dir` has this config and this data."""
+    old_config, old_data = read_run(run_dir)
+    old, new = to_json(old_config), to_json(config)
+    changed = [f"{name} (was {old[name]!r}, now {new[name]!r})" for name in new if old[name] != new[name]]
+    if not changed and old_data.fingerprint != data.fingerprint:
+        changed = [f"the data (was {old_data.fingerprint}, now {data.fingerprint})"]
+    if changed:
+        raise UserError(
+            f"{run_dir} holds a run with another config: {', '.join(changed)}. Choose another directory, or begin "
+            "anew with --restart."
+        )
+
+
+def _write_run(path: Path, config: Config, data: DataInfo) -> None:
+    """Fill the file in its place: another one would not be locked."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+    run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
+    try:
+        path.write_text(json.dumps({**run, "sha256": digests.of_json(run)}, indent=2) + "\n")
+    except OSError:
+        os.truncate(path, 0)  # what is empty can be begun again
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file, made empty if there is none, until the block ends or the process, however that ends."""
+    while True:
+        with open(path, "a") as file:
+            _lock(file, path)
+            # Before it was held, its folder may have been moved aside and begun anew.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{path.parent} is in use: another process trains there. Wait for its end, or choose another directory."
+        ) from None
+    except (ImportError, OSError) as error:  # Windows, and file systems without locks
+        print(f"{path} cannot be locked ({error}): let no other process train there", file=sys.stderr)

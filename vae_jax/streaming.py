@@ -1,0 +1,190 @@
+"""A .npy file larger than memory as training examples: read once to check it, then in every epoch in another order.
+
+It is read in blocks of consecutive rows, 128 KiB or a thousandth of the file if that is less, because single rows from
+all over a file are slow to read from any disk. A fixed permutation of the blocks decides what is held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from vae_jax import console
+from vae_jax.files import Rows, check_integers, convert
+
+BLOCK_BYTES = 128 << 10
+WINDOW_BYTES = 64 << 20  # of the blocks whose rows are shuffled together
+CHUNK_BYTES = 16 << 20  # of the batches that are given to the device at once
+KEPT_BYTES = 256 << 20  # of the test split, and of the training examples that are kept in memory, as float32
+MAX_KEPT = 10_000
+_PERMUTATION_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Training examples in a file."""
+
+    rows: Rows
+    blocks: np.ndarray  # [M, 2], the first row of each block and the one past its last, in a fixed random order
+    x: np.ndarray  # some of them, [at most 10,000, *shape], uint8 or float32: what `vae.init` sees
+    range: tuple[float, float]  # of all values of the file, as stored: bytes from 0 to 255, or floats
+    fingerprint: str  # 16 hex digits of the SHA-256 of the file's shape, type and values
+
+    @property
+    def num_examples(self) -> int:
+        return _num(self.blocks)
+
+
+def open_stream(rows: Rows, validation_size: int) -> tuple[Stream, np.ndarray, np.ndarray]:
+    """The training examples of a file, and x of its validation and test splits in memory.
+
+    The test split is a tenth of the file, at most 10,000 rows or 256 MiB of float32: the last ones when its blocks are
+    taken in a fixed random order. `validation_size` rows before them are the validation split. So it depends on the
+    file's length and the size of a row alone; for less than 2,000 rows the test split is that of `datasets.load`.
+
+    The file is read once, for its fingerprint and its range. UserError if it holds what cannot be trained on.
+    """
+    num, source = rows.shape[0], _source(rows)
+    size = max(1, min(BLOCK_BYTES // rows.row_bytes, num // 1000))
+    starts = np.arange(0, num, size)
+    blocks = np.stack([starts, np.minimum(starts + size, num)], 1)[_permutation(len(starts))]
+    rest, test = _cut(blocks, num - num_test(rows))
+    train, validation = _cut(rest, num - num_test(rows) - validation_size)
+    value_range, fingerprint = _read_through(rows, source)
+    few, _ = _cut(train, min(_num(train), _max_kept(rows)))
+    # A block's rows may be alike: what is held out is shown in pictures, of the first ones.
+    x, held_out, tested = (_read(rows, part)[_permutation(_num(part))] for part in (few, validation, test))
+    return Stream(rows, train, x, value_range, fingerprint), held_out, tested
+
+
+def num_test(rows: Rows) -> int:
+    """The size of the test split."""
+    return min(max(1, rows.shape[0] // 10), _max_kept(rows))
+
+
+def make_batches(stream: Stream, batch_size: int, key: Sequence[int]) -> Callable[[int, int], np.ndarray]:
+    """batches(first, count) -> [count, batch_size, *shape]: those of the steps from `first` on, as stored.
+
+    The order is a pure function of the key (whole numbers below 2^32) and the epoch. An epoch takes the blocks in a
+    random order and shuffles the rows of each 64 MiB of them (a window: all of a smaller file): every example once,
+    but for the ragged rest. So rows that are neighbours in the file meet in every epoch within one window, but seldom
+    in a batch. Of what was read, the last window is remembered, and nothing else.
+    """
+    blocks, num = stream.blocks, stream.num_examples
+    shape, dtype = stream.x.shape[1:], stream.x.dtype
+    per_window = max(1, int(WINDOW_BYTES / (num / len(blocks)) / stream.rows.row_bytes))
+    per_epoch = num // batch_size * batch_size
+
+    def random(epoch: int, draw: int) -> np.random.RandomState:
+        return np.random.RandomState([*key, epoch, draw])
+
+    @lru_cache(maxsize=1)
+    def windows(epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The blocks of each window, and the number of examples before it."""
+        order = blocks[random(epoch, 0).permutation(len(blocks))]
+        split = [order[start : start + per_window] for start in range(0, len(order), per_window)]
+        return split, np.cumsum([0, *map(_num, split[:-1])])
+
+    window: dict[tuple[int, int], np.ndarray] = {}
+
+    def examples(epoch: int, start: int, count: int) -> np.ndarray:
+        """Those of an epoch from `start` on, up to `count` but only of one window."""
+        split, before = windows(epoch)
+        number = int(np.searchsorted(before, start, "right")) - 1
+        if (epoch, number) not in window:
+            window.clear()  # so that there is memory for one of them
+            window[epoch, number] = _read(stream.rows, split[number][np.argsort(split[number][:, 0])])
+        x = window[epoch, number]
+        order = random(epoch, number + 1).permutation(len(x))
+        return x[order[start - before[number] :][:count]]
+
+    def batches(first: int, count: int) -> np.ndarray:
+        out = np.empty((count * batch_size, *shape), dtype)
+        filled = 0
+        while filled < len(out):
+            epoch, start = divmod(first * batch_size + filled, per_epoch)
+            part = examples(epoch, start, min(len(out) - filled, per_epoch - start))
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+        return out.reshape(count, batch_size, *shape)
+
+    return batches
+
+
+def steps_per_chunk(stream: Stream, batch_size: int) -> int:
+    """How many batches are worth a call of the device: 16 MiB, or an epoch."""
+    return max(1, min(CHUNK_BYTES // (batch_size * stream.x[0].nbytes), stream.num_examples // batch_size))
+
+
+def read_ahead(read: Callable[[int], Any], depth: int = 2) -> Callable[[int], Any]:
+    """`read`, a pure function of 0, 1, 2, ..., which a thread calls for the `depth` numbers after the one asked for.
+
+    What it raises is raised when its number is asked for.
+    """
+    pool, futures = ThreadPoolExecutor(1), dict[int, Future[Any]]()
+
+    def get(number: int) -> Any:
+        wanted = range(number, number + depth + 1)
+        for other in futures.keys() - set(wanted):
+            futures.pop(other).cancel()
+        for each in wanted:
+            if each not in futures:
+                futures[each] = pool.submit(read, each)
+        return futures[number].result()
+
+    return get
+
+
+def _read_through(rows: Rows, source: str) -> tuple[tuple[float, float], str]:
+    """The range and the fingerprint of a file."""
+    digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
+    low, high = float("inf"), -float("inf")
+    size = max(1, (4 << 20) // rows.row_bytes)
+    # Drawn after two seconds.
+    for start in console.bar(range(0, rows.shape[0], size), delay=2, desc=f"reading {rows.path.name}"):
+        stored = rows.read(np.array([[start, min(start + size, rows.shape[0])]]))
+        digest.update(stored.data)
+        x = convert(stored, source)
+        seen = stored if stored.dtype.kind in "ui" else x
+        low, high = min(low, seen.min().item()), max(high, seen.max().item())
+    if rows.dtype.kind in "ui":
+        check_integers(int(low), int(high), source)
+    return (float(low), float(high)), digest.hexdigest()[:16]
+
+
+def _read(rows: Rows, blocks: np.ndarray) -> np.ndarray:
+    return convert(rows.read(blocks), _source(rows))
+
+
+def _source(rows: Rows) -> str:
+    return f"x of {str(rows.path)!r}"
+
+
+def _max_kept(rows: Rows) -> int:
+    return max(1, min(MAX_KEPT, KEPT_BYTES // (4 * prod(rows.shape[1:]))))
+
+
+def _permutation(n: int) -> np.ndarray:
+    return np.random.RandomState(_PERMUTATION_SEED).permutation(n)
+
+
+def _num(blocks: np.ndarray) -> int:
+    """How many rows they hold."""
+    return int(np.sum(blocks[:, 1] - blocks[:, 0]))
+
+
+def _cut(blocks: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of the first `num` rows, at least one, and blocks of the others."""
+    ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
+    last = int(np.searchsorted(ends, num))  # the block that is cut
+    at = blocks[last, 1] - (ends[last] - num)
+    before, after = blocks[: last + 1].copy(), blocks[last:].copy()
+    before[-1, 1] = after[0, 0] = at
+    return before, after[after[:, 0] < after[:, 1]]
