@@ -1,85 +1,81 @@
-"""Training and evaluation speed on random images of MNIST's size, with and without XLA's library fusion on CPU.
+"""Speed of vae_jax in ratios: against PyTorch, pythae, its own matrix products and XLA's default settings.
 
-    python tests/benchmarks/speed.py [--repeats=5]
+    python -m pip install -e '.[benchmark]'
+    python tests/benchmarks/speed.py [--repeats=5] [--only=PATTERN] [--cores=N] [--full]
 
-The two are run in turn; each row is the median of the repeats, with their range, and the ratio of the medians.
-Training is train.py's own jitted loop with the data on the device, without evaluation.
+Random grey images of MNIST's size; training without evaluation. The two of a row have a process each and take turns,
+so that other work on the machine slows both, and changes the ratio of their fastest runs least. But the threads of
+PyTorch wait in busy loops, and beside other work lose many times more than ours: there, compare on --cores=1. A ratio
+above 1 means that ours is faster; against matrix products alone it is the share of the time that they take. Memory is
+the peak of the whole process. Without the extra, the rows that need it say so.
 """
 
-import argparse
-import statistics
-import time
-from dataclasses import replace
-from pathlib import Path
+from measure import check_some, compare, load_average, parse, print_header, print_machine
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from vae_jax import compiling, evaluate, inputs, models, objectives, update
-from vae_jax.config import load_recipe
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DATA = inputs.DataInfo((28, 28, 1), 10, (0.0, 1.0), 60_000, 0, 10_000, "", None)
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--repeats", type=int, default=5)
-options = parser.parse_args()
-pixels = (np.random.default_rng(0).random((60_000, 28, 28, 1)) < 0.13).astype(np.uint8) * 255
+MLP = {"recipe": "pytorch_example", "batch_size": 128}
+SWEEP = {**MLP, "num_models": 8, "steps": 50}
 
 
-def training(recipe, batch_size, steps):
-    """A function that runs `steps` steps and gives the images a second."""
-    config = replace(load_recipe(CONFIGS / f"{recipe}.py"), batch_size=batch_size)
-    vae, examples = models.build(config, DATA), inputs.Examples(jax.device_put(pixels), None)
-    optimizer = update.make_optimizer(config, len(pixels) // batch_size)
-    one = update.make_update(
-        vae, objectives.build(config), optimizer, prepare=inputs.make_prepare(config), ema_decay=config.ema_decay
+def groups(full: bool):
+    """Title -> contenders, ours first."""
+    yield (
+        "train 784-400-20, batch 128, images/s",
+        {
+            "ours": ("ours.training", {**MLP, "steps": 400}),
+            "PyTorch's example": ("pytorch.example", {"steps": 80, "num_workers": 0}),
+            "PyTorch's example, 1 worker": ("pytorch.example", {"steps": 80, "num_workers": 1}),
+            "PyTorch, data in memory": ("pytorch.in_memory", {"network": "MLP", "batch_size": 128, "steps": 200}),
+            "pythae": ("pytorch.pythae", {"steps": 100}),
+            "its matrix products alone": ("ours.training_products", {"steps": 400}),
+            "XLA's default": ("ours.training", {**MLP, "steps": 400, "xla_default": True}),
+        },
     )
-    train = compiling.jit(update.make_train(one, batch_size), donate_argnums=0)
-    start = jax.jit(lambda key, x: update.init_state(vae, optimizer, key, x, ema=config.ema_decay > 0))
-    state, count = start(jax.random.key(0), examples.x), jax.device_put(np.int32(steps))
+    yield "train 784-512-512-50, batch 128, images/s", _with_default("training", recipe="mnist", steps=100)
+    for batch_size, steps in ((16, 200), (128, 25)):
+        yield (
+            f"train convolutional, batch {batch_size}, images/s",
+            {
+                **_with_default("training", recipe="conv", batch_size=batch_size, steps=steps),
+                "PyTorch, data in memory": (
+                    "pytorch.in_memory",
+                    {"network": "Convolutional", "batch_size": batch_size, "steps": steps},
+                ),
+            },
+        )
+    size = {"num": 10_000, "num_samples": 5000} if full else {"num": 400, "num_samples": 500}
+    yield (
+        f"evaluate 784-200-200-50, {size['num']} x {size['num_samples']}, samples/s",
+        {
+            **_with_default("evaluation", **size),
+            "its matrix products alone": ("ours.evaluation_products", size),
+        },
+    )
+    yield (
+        "evaluate 784-512-512-50, 400 x 200, samples/s",
+        _with_default("evaluation", recipe="mnist", num=400, num_samples=200),
+    )
+    yield (
+        "train 8 models 784-400-20 together, images/s",
+        {
+            "ours": ("ours.several", {**SWEEP, "together": True}),
+            "one after the other": ("ours.several", {**SWEEP, "together": False}),
+        },
+    )
 
-    def run():
-        nonlocal state
-        began = time.perf_counter()
-        state, _ = train(state, examples, count)
-        jax.block_until_ready(state.params)
-        return steps * batch_size / (time.perf_counter() - began)
 
-    return run
+def _with_default(function, **arguments):
+    return {
+        "ours": (f"ours.{function}", arguments),
+        "XLA's default": (f"ours.{function}", {**arguments, "xla_default": True}),
+    }
 
 
-def evaluation(recipe, num_samples):
-    """A function that evaluates 400 images and gives the posterior samples a second."""
-    vae = models.build(load_recipe(CONFIGS / f"{recipe}.py"), DATA)
-    examples = inputs.Examples(jnp.asarray(pixels[:400] > 0, jnp.float32), None)
-    params, own = vae.init(jax.random.key(0), examples.x), evaluate.make_evaluate(vae, num_samples=num_samples)
-
-    def run():
-        began = time.perf_counter()
-        own(params, jax.random.key(0), examples)
-        return 400 * num_samples / (time.perf_counter() - began)
-
-    return run
-
-
-ROWS = {
-    "train 784-400-20, batch 128, images/s": lambda: training("pytorch_example", 128, 200),
-    "train 784-512-512-50, batch 128, images/s": lambda: training("mnist", 128, 100),
-    "train convolutional, batch 128, images/s": lambda: training("conv", 128, 30),
-    "train convolutional, batch 16, images/s": lambda: training("conv", 16, 200),
-    "evaluate 784-512-512-50, samples/s": lambda: evaluation("mnist", 200),
-}
-ours = compiling._options
-print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, medians of {options.repeats} (range)")
-for name, make in ROWS.items():
-    pair = []
-    for settings in (ours, dict):
-        compiling._options = settings
-        pair.append(make())
-        pair[-1]()
-    rates = [[run() for run in pair] for _ in range(options.repeats)]
-    columns = list(zip(*rates, strict=True))
-    here, default = (statistics.median(column) for column in columns)
-    spread = [f"{min(column):,.0f}-{max(column):,.0f}" for column in columns]
-    print(f"{name:44s} {here:>9,.0f} ({spread[0]})  XLA's default {default:>9,.0f} ({spread[1]})  {here / default:.2f}")
+if __name__ == "__main__":
+    options = parse(__doc__, full="evaluate 10,000 images with 5,000 samples: minutes a repeat")
+    table = dict(groups(options.full))
+    check_some((f"{title}: {name}" for title, contenders in table.items() for name in [*contenders][1:]), options)
+    print_machine(options)
+    print_header("row", "ours", "the other", "ours / the other", "at their best", "peak memory of each, MB")
+    for title, contenders in table.items():
+        compare(title, contenders, options)
+    print(f"\nload average at the end {load_average()}")
