@@ -19,7 +19,6 @@ def main(argv: list[str]) -> None:
 
     from vae_jax import (
         checkpoints,
-        compiling,
         datasets,
         evaluate,
         inputs,
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
     if config.stream:
         train = update.make_stream_train(one_step, config.batch_size)
     else:
-        train = compiling.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
+        train = jax.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, objective)
     init = jax.jit(partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0))
     state = init(jax.random.key(config.seed), examples.x)

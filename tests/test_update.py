@@ -13,7 +13,6 @@ import optax
 import pytest
 from helpers import lenient_optax, mlp_vae
 
-from vae_jax import compiling
 from vae_jax.config import Config
 from vae_jax.core import VAE
 from vae_jax.errors import UserError
@@ -80,7 +79,7 @@ def optimizer_of(config, steps_per_epoch=STEPS_PER_EPOCH):
 
 def jit_train(update):
     """Jitted as train.py does."""
-    return compiling.jit(make_train(update, BATCH_SIZE), donate_argnums=0)
+    return jax.jit(make_train(update, BATCH_SIZE), donate_argnums=0)
 
 
 def fixed_noise(params, key, x, vae):

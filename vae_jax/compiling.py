@@ -8,7 +8,7 @@ import jax
 
 
 def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
-    """`jax.jit` for the loops that run long, with the compiler options that they need. Not to be nested in a jit."""
+    """`jax.jit` for the loops of the evaluation, with the compiler options that they need. Not to be nested."""
     return jax.jit(function, compiler_options=_options(), **kwargs)
 
 
@@ -16,9 +16,8 @@ def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
 def _options() -> dict[str, str]:
     """Empty where XLA does not know them.
 
-    On CPU, XLA hands sums over pixels, with all that feeds them, to YNNPACK (jax 0.10). Without it an MLP evaluates
-    2.8 times faster and trains up to 1.4 times faster; convolutional training is 4 to 22 % slower.
-    `tests/benchmarks/speed.py` measures both.
+    On CPU, XLA hands sums over pixels, with all that feeds them, to YNNPACK (jax 0.10 to 0.12). Without it an MLP is
+    evaluated 1.1 times as fast; it trains as fast or a little faster with it. `tests/benchmarks/speed.py` measures it.
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -5,7 +5,7 @@ Functions take plain arrays; a distribution is a frozen pytree around them whose
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
-from math import log, pi
+from math import log, pi, prod
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -129,8 +129,8 @@ class DiagonalGaussian:
         return reparameterize(key, jnp.broadcast_to(self.mean, shape), jnp.broadcast_to(self.log_var, shape))
 
     def log_prob(self, value: Array) -> Array:
-        log_prob = gaussian_log_prob(value, expand_like(self.mean, value), expand_like(self.log_var, value))
-        return sum_event(log_prob, self.event_ndim)
+        x, mean, log_var = _flat(self.event_ndim, value, self.mean, self.log_var)
+        return jnp.sum(gaussian_log_prob(x, mean, log_var), -1)
 
 
 @distribution
@@ -164,7 +164,8 @@ class Bernoulli:
         return jax.random.bernoulli(key, jnp.broadcast_to(self.mean, shape)).astype(self.logits.dtype)
 
     def log_prob(self, value: Array) -> Array:
-        return sum_event(bernoulli_log_prob(value, expand_like(self.logits, value)), self.event_ndim)
+        x, logits = _flat(self.event_ndim, value, self.logits)
+        return jnp.sum(bernoulli_log_prob(x, logits), -1)
 
 
 @distribution
@@ -235,6 +236,12 @@ def expand_like(a: Array, b: Array) -> Array:
 
 def sum_event(a: Array, event_ndim: int) -> Array:
     return jnp.sum(a, tuple(range(-event_ndim, 0)))
+
+
+def _flat(event_ndim: int, value: Array, *parameters: Array) -> list[Array]:
+    """All with the leading axes of `value`, and the event as one axis: XLA:CPU is up to 2.6 times slower over several."""
+    expanded = (value, *(expand_like(a, value) for a in parameters))
+    return [a.reshape(*a.shape[: a.ndim - event_ndim], prod(a.shape[a.ndim - event_ndim :])) for a in expanded]
 
 
 def _kl_gaussian(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:

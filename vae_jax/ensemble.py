@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax import compiling, evaluate, inputs, update
+from vae_jax import evaluate, inputs, update
 from vae_jax.config import Config
 from vae_jax.core import VAE, Params
 from vae_jax.inputs import Examples
@@ -66,7 +66,7 @@ def make_train(
     def in_turn(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
         return jax.lax.map(lambda own: one(own[0], own[1], examples, num_steps), (states, traced))
 
-    return compiling.jit(jax.vmap(one, (0, 0, None, None)) if batched else in_turn, donate_argnums=0)
+    return jax.jit(jax.vmap(one, (0, 0, None, None)) if batched else in_turn, donate_argnums=0)
 
 
 def make_evaluate(vae: VAE, objective: Objective) -> Callable[..., Any]:

@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jax import Array
 
-from vae_jax import compiling
 from vae_jax.config import Config, unknown
 from vae_jax.core import VAE, Params, condition
 from vae_jax.errors import UserError
@@ -118,7 +117,7 @@ def make_stream_train(update: Update, batch_size: int) -> Callable[..., tuple[Tr
 
         return _steps(update, state, batch, num_steps)
 
-    jitted = compiling.jit(some, donate_argnums=0)
+    jitted = jax.jit(some, donate_argnums=0)
 
     @lru_cache(maxsize=1)
     def chunks(stream: Stream, key: tuple[int, ...]) -> tuple[int, Callable[[int], Examples]]:

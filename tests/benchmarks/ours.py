@@ -23,12 +23,11 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TANH = Config(dataset="mnist", hidden_sizes=(200, 200), activation="tanh", latent_dim=50, binarization="dynamic")
 
 
-def training(*, steps: int, xla_default: bool = False, num_examples: int = 60_000, side: int = 28, **fields: Any):
+def training(*, steps: int, num_examples: int = 60_000, side: int = 28, **fields: Any):
     """Images a second of train.py's own jitted loop on a recipe, with the data on the device."""
-    _set_options(xla_default)
     config = _config(fields)
     one, start, examples = _parts(config, num_examples, side)
-    train = compiling.jit(update.make_train(one, config.batch_size), donate_argnums=0)
+    train = jax.jit(update.make_train(one, config.batch_size), donate_argnums=0)
     state = start(jax.random.key(0))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
@@ -47,10 +46,10 @@ def several(*, steps: int, num_models: int, together: bool, **fields: Any):
     train = update.make_train(one, config.batch_size)
     keys, count = jax.random.split(jax.random.key(0), num_models), np.int32(steps)
     if together:
-        train = compiling.jit(jax.vmap(train, (0, None, None)), donate_argnums=0)
+        train = jax.jit(jax.vmap(train, (0, None, None)), donate_argnums=0)
         states = [jax.vmap(start)(keys)]
     else:
-        train = compiling.jit(train, donate_argnums=0)
+        train = jax.jit(train, donate_argnums=0)
         states = [start(key) for key in keys]
 
     def run() -> None:
@@ -96,7 +95,7 @@ def training_products(*, steps: int, batch_size: int = 128):
         weights = [w.at[0, 0].set(x[0, i % 784]) for w in carry[0]]  # so that no product is the same in every step
         return weights, products(weights, x)
 
-    loop = compiling.jit(lambda weights: jax.lax.fori_loop(0, steps, step, (weights, weights)))
+    loop = jax.jit(lambda weights: jax.lax.fori_loop(0, steps, step, (weights, weights)))
     return Prepared(_rate(lambda: jax.block_until_ready(loop(weights)), steps * batch_size))
 
 
@@ -111,7 +110,7 @@ def evaluation_products(*, num: int, num_samples: int, rows: int = 4000):
         return z, z @ w1 @ w2 @ w3
 
     start = (jax.random.normal(jax.random.key(1), (rows, 50)), jnp.zeros((rows, 784)))
-    loop = compiling.jit(lambda start: jax.lax.fori_loop(0, steps, step, start))
+    loop = jax.jit(lambda start: jax.lax.fori_loop(0, steps, step, start))
     return Prepared(_rate(lambda: jax.block_until_ready(loop(start)), steps * rows))
 
 

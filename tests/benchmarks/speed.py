@@ -27,15 +27,13 @@ def groups(full: bool):
             "PyTorch, data in memory": ("pytorch.in_memory", {"network": "MLP", "batch_size": 128, "steps": 200}),
             "pythae": ("pytorch.pythae", {"steps": 100}),
             "its matrix products alone": ("ours.training_products", {"steps": 400}),
-            "XLA's default": ("ours.training", {**MLP, "steps": 400, "xla_default": True}),
         },
     )
-    yield "train 784-512-512-50, batch 128, images/s", _with_default("training", recipe="mnist", steps=100)
     for batch_size, steps in ((16, 200), (128, 25)):
         yield (
             f"train convolutional, batch {batch_size}, images/s",
             {
-                **_with_default("training", recipe="conv", batch_size=batch_size, steps=steps),
+                "ours": ("ours.training", {"recipe": "conv", "batch_size": batch_size, "steps": steps}),
                 "PyTorch, data in memory": (
                     "pytorch.in_memory",
                     {"network": "Convolutional", "batch_size": batch_size, "steps": steps},

@@ -24,7 +24,7 @@ def training(*, dataset, stream):
     import jax
     from ours import CONFIGS
 
-    from vae_jax import compiling, inputs, models, objectives, update
+    from vae_jax import inputs, models, objectives, update
     from vae_jax.config import load_recipe
 
     config = replace(load_recipe(CONFIGS / "pytorch_example.py"), dataset=dataset, stream=stream, batch_size=128)
@@ -35,7 +35,7 @@ def training(*, dataset, stream):
     if stream:
         train = update.make_stream_train(one_step, config.batch_size)
     else:
-        train = compiling.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
+        train = jax.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
     state = jax.jit(partial(update.init_state, vae, optimizer, ema=False))(jax.random.key(0), examples.x)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     state, _ = train(state, examples, np.int32(0))
