@@ -11,6 +11,7 @@ from conftest import contents
 from PIL import Image
 
 from vae_jax import checkpoints, datasets, inputs
+from vae_jax.errors import UserError
 
 EVALUATION = {
     "elbo",
@@ -302,6 +303,24 @@ def test_annealed_importance_sampling_agrees_and_every_example_is_written(vae, d
             **dict.fromkeys(("mean", "kl_by_dimension"), (20, 2)),
         }
         assert -each["log_px"].mean() == pytest.approx(result["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize("hierarchy", ("markov", "hvae"))
+def test_a_hierarchy_serves_every_command(train, vae, tmp_path, hierarchy):
+    run = tmp_path / "run"
+    options = '{"latent_dim": 3, "hidden_sizes": [8]}'
+    train(run, hierarchy=hierarchy, hierarchy_options=options, conditional="true", num_epochs=1)
+    assert {path.name for path in run.glob("*.png")} == {"curves.png", "reconstructions.png", "samples.png"}
+    for command in ("sample", "reconstruct", "interpolate", "traverse"):
+        vae(command, run, "--out", tmp_path / f"{command}.png")
+        picture(tmp_path / f"{command}.png")
+    assert encoded(vae, run, tmp_path)["mean"].shape == (297, 5)
+    flags = "--num_samples=20", "--limit=10", "--ais_chains=4", "--ais_steps=10"
+    result = strict_json(vae("evaluate", run, *flags))
+    assert result["active_units"] == result["active_units_z1"] + result["active_units_z2"]
+    assert result["nll"] <= -result["elbo"] and np.isfinite(result["nll_ais"])
+    with pytest.raises(UserError, match="a latent above it"):
+        vae("manifold", run)
 
 
 def test_bits_per_dim_are_of_discrete_data(train, vae, tmp_path):

@@ -73,10 +73,9 @@ def traverse(options: Namespace) -> str:
 
 def manifold(options: Namespace) -> str:
     restored = _load(options)
-    if restored.config.latent_dim != 2:
-        raise UserError(
-            f"A manifold needs latent_dim 2; {options.run_dir} has {restored.config.latent_dim}. Use traverse instead."
-        )
+    if restored.config.latent_dim != 2 or restored.config.hierarchy:
+        has = f"{restored.config.latent_dim}{' and a latent above it' if restored.config.hierarchy else ''}"
+        raise UserError(f"A manifold needs latent_dim 2; {options.run_dir} has {has}. Use traverse instead.")
     vae = _of_label(restored, options.label, 1)
     return _write(
         options.out,
