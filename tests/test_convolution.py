@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from vae_jax.convolution import add_bias, conv, conv_transpose
+from vae_jax.convolution import conv, conv_transpose
 from vae_jax.errors import UserError
 
 # Stride, kernel size and output channels; few and many channels choose different formulations.
@@ -119,9 +119,3 @@ def test_shapes_that_do_not_fit_are_named():
             call()
     with pytest.raises(UserError, match=r"Output size \(15, 14\) at stride 2 does not fit x of \(7, 7\)"):
         conv_transpose(x, kernel[:, :, :3], 2, (15, 14))
-
-
-def test_bias_and_its_gradient():
-    y, bias, cotangent = arrays((3, 5, 4, 7), (7,), (3, 5, 4, 7))
-    got, back = jax.vjp(add_bias, y, bias)
-    assert_close([got, *back(cotangent)], [y + bias.reshape(1, 1, 1, 7), cotangent, cotangent.sum((0, 1, 2))])

@@ -59,18 +59,6 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size) -> A
     return lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, dilation, dimension_numbers=_NHWC)
 
 
-def add_bias(y: Array, bias: Array) -> Array:
-    """y + bias for y: [..., D] and bias: [D].
-
-    On CPU the gradient of bias is a product with ones: XLA:CPU's own sum over pixels is slow, and fused with all that
-    feeds it, which everything else that needs the gradient of y then computes once more.
-    """
-    if jax.default_backend() != "cpu":
-        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-    ones = jnp.ones((y.size // bias.size, 1), y.dtype)
-    return y + (ones @ bias[None]).reshape(y.shape)
-
-
 def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size) -> Array:
     (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
     if stride > 1 or d >= 16 or kh % 2 == 0 or kw % 2 == 0:

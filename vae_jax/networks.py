@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from vae_jax.convolution import add_bias, conv, conv_transpose
+from vae_jax.convolution import conv, conv_transpose
 from vae_jax.core import Params, with_context
 
 
@@ -141,7 +141,7 @@ class _Kernel(nn.Module):
             y = conv(x, kernel, self.stride)
         else:
             y = conv_transpose(x, kernel, self.stride, self.output_size)
-        return add_bias(y, bias)
+        return y + bias.reshape(1, 1, 1, -1)
 
 
 class _ConvEncoder(nn.Module):
