@@ -20,7 +20,9 @@ def main(argv: list[str]) -> None:
     from vae_jax import (
         checkpoints,
         datasets,
+        devices,
         evaluate,
+        guard,
         inputs,
         metrics,
         models,
@@ -35,6 +37,14 @@ def main(argv: list[str]) -> None:
     config = replace(config, dataset=datasets.absolute(config.dataset))
     data, examples, split, held_out, label = inputs.load(config, options.data_dir)
 
+    # The devices of all processes, over which a batch is split. The first process writes the run directory.
+    mesh, is_first = devices.make_mesh(), jax.process_index() == 0
+    everywhere = devices.everywhere(mesh)
+    devices.check_batch_size(config.batch_size, mesh)
+    held_out = devices.put(held_out, everywhere)
+    if not config.stream:
+        examples = devices.put(examples, everywhere)
+
     # The model and what improves it.
     vae, objective = models.build(config, data), objectives.build(config)
     steps_per_epoch = data.num_train // config.batch_size
@@ -46,27 +56,32 @@ def main(argv: list[str]) -> None:
         vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay, schedules=schedules
     )
     if config.stream:
-        train = update.make_stream_train(one_step, config.batch_size)
+        train = update.make_stream_train(one_step, config.batch_size, mesh)
     else:
-        train = jax.jit(update.make_train(one_step, config.batch_size), donate_argnums=0)
+        train = update.make_train(one_step, config.batch_size, mesh)
+        train = jax.jit(train, donate_argnums=0, out_shardings=everywhere)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, objective)
-    init = jax.jit(partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0))
-    state = init(jax.random.key(config.seed), examples.x)
+    init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
+    state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
-    with runs.open_run(run_dir, config, data, restart=options.restart), console.stop_signals() as stopped:
-        state, totals = checkpoints.resume(run_dir, state)
+    opened = devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart))
+    with opened, console.stop_signals() as stopped:
+        state, totals = checkpoints.resume_everywhere(run_dir, state)
         step, mean = int(state.step), None
-        if step:
+        if step and is_first:
             console.say(f"{run_dir}: resumed at step {step} of {num_steps}")
-        state, _ = train(state, examples, jax.device_put(np.int32(0)))  # compiles, so that the rates below are of steps
+        state, _ = train(state, examples, np.int32(0))  # compiles, so that the rates below are of steps
         bar = console.bar(total=num_steps, initial=step, unit="step")
         chunk = 1  # steps a call: about a second of them
 
-        while step < num_steps and not stopped():
+        while step < num_steps:
             start = time.monotonic()
-            count = min(chunk, steps_per_epoch - step % steps_per_epoch)
-            state, sums = train(state, examples, jax.device_put(np.int32(count)))
-            sums = jax.device_get(sums)
+            count, stop = devices.agree(min(chunk, steps_per_epoch - step % steps_per_epoch), stopped())
+            if stop:
+                break
+            state, sums = train(state, examples, np.int32(count))
+            sums, seen = jax.device_get((sums, state.guard))
+            guard.stop_if_lost(seen)
             seconds = time.monotonic() - start
             totals = metrics.add(totals, sums, count, seconds)
             step, chunk = step + count, max(1, int(count / seconds))
@@ -79,24 +94,29 @@ def main(argv: list[str]) -> None:
             at = {"step": step, "epoch": step / steps_per_epoch}
             trained = {**at, "split": "train", **metrics.averages(totals, config.batch_size)}
             record = {**at, "split": split, **metrics.means(values), "active_units": evaluate.active_units(mean)}
+            totals = {}
+            if not is_first:
+                continue
             rate = trained["examples_per_second"]
             console.say(metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate))
+            if trained["skipped"]:
+                console.say(guard.describe(seen))
             metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
-            totals = {}
             checkpoints.save(run_dir, state, totals, record["loss"])
             if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
-                trained_vae = checkpoints.Restored(config, data, vae, state.averaged, step)
+                trained_vae = checkpoints.Restored(config, data, vae, devices.local(state.averaged), step)
                 views.draw_run(run_dir / f"epoch-{at['epoch']:g}", trained_vae, held_out, label, mean)
 
         bar.close()
+        if not is_first:
+            return
+        state, held_out = devices.local((state, held_out))
         checkpoints.save(run_dir, state, totals)  # stopped inside an epoch
-
         if mean is None and not (run_dir / "curves.png").exists():
             _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
         if mean is not None:
-            views.draw_run(
-                run_dir, checkpoints.Restored(config, data, vae, state.averaged, step), held_out, label, mean
-            )
+            trained_vae = checkpoints.Restored(config, data, vae, state.averaged, step)
+            views.draw_run(run_dir, trained_vae, held_out, label, mean)
             pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
         if step < num_steps:
             console.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")

@@ -17,11 +17,16 @@ def run_dir(tmp_path):
 
 
 def test_add_and_averages():
-    sums = [{"loss": np.float32(6), "kl": np.float32(3)}, {"loss": np.float32(4), "kl": np.float32(2)}]
-    totals = metrics.add(metrics.add({}, sums[0], 3, 0.5), sums[1], 2, 1.5)
-    assert totals == {"loss": 10, "kl": 5, "steps": 5, "seconds": 2}
+    sums = [
+        {"loss": np.float32(6), "kl": np.float32(3), "skipped": np.float32(0)},
+        {"loss": np.float32(4), "kl": np.float32(2), "skipped": np.float32(1)},
+    ]
+    totals = metrics.add(metrics.add({}, sums[0], 3, 0.5), sums[1], 3, 1.5)
+    assert totals == {"loss": 10, "kl": 5, "skipped": 1, "steps": 6, "seconds": 2}
     assert json.loads(json.dumps(totals)) == totals
-    assert metrics.averages(totals, 20) == {"loss": 2, "kl": 1, "examples_per_second": 50}
+    assert metrics.averages(totals, 20) == {"loss": 2, "kl": 1, "skipped": 1, "examples_per_second": 60}
+    lost = {**totals, "loss": 0.0, "kl": 0.0, "skipped": 6}
+    assert metrics.averages(lost, 20) == {"loss": 0, "kl": 0, "skipped": 6, "examples_per_second": 60}
 
 
 def test_means_are_exact_for_many_small_numbers():

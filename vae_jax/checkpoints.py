@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from vae_jax import digests, metrics, models
+from vae_jax import devices, digests, metrics, models
 from vae_jax.config import Config
 from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
@@ -89,7 +90,7 @@ def sound_steps(run_dir: Path) -> list[int]:
 
 
 def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, metrics.Totals]:
-    """The state after `step`, by default the latest of `sound_steps`, on the devices of `like`, and its totals.
+    """The state after `step`, by default the latest of `sound_steps`, and its totals. like: of its shapes.
 
     Without a checkpoint, `like` itself. Later checkpoints are dropped and metrics.jsonl becomes what it was then: the
     resumed run writes them again.
@@ -101,13 +102,25 @@ def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[Tr
     step = sound[-1] if step is None else step
     if step not in sound:
         raise UserError(f"{run_dir} has no undamaged checkpoint {step}. Choose one of: {str(sound)[1:-1]}.")
-    folder, (params, rest) = _folder(run_dir, step), _split(like)
+    folder, (params, rest) = _folder(run_dir, step), jax.eval_shape(_split, like)
     params, rest = _read_arrays(folder, params=params, state=rest)
     for later in sound:
         if later > step:
             _delete(run_dir, later)
     metrics.write_text(run_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
     return _join(params, rest), json.loads((folder / "progress.json").read_text())["totals"]
+
+
+def resume_everywhere(run_dir: Path, like: TrainState) -> tuple[TrainState, metrics.Totals]:
+    """As `resume`, for the state of several devices or processes. The first process reads, and has the totals."""
+    totals: metrics.Totals = {}
+
+    def read() -> TrainState:
+        nonlocal totals
+        state, totals = resume(run_dir, devices.local(like))
+        return state
+
+    return devices.put(devices.from_first(read, devices.local(like)), like.step.sharding), totals
 
 
 def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
@@ -191,15 +204,16 @@ def _loss(folder: Path) -> float | None:
 
 def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
     """What sampling needs, and the rest: so that a checkpoint is read without building the optimiser."""
-    rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    key = jax.random.key_data(state.key)
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": key, "guard": state.guard}
     return state.averaged, rest if state.ema is None else {**rest, "params": state.params}
 
 
 def _join(params: Params, rest: dict[str, Any]) -> TrainState:
-    raw = rest.get("params")
-    if raw is None:
-        return TrainState(rest["step"], params, rest["opt_state"], None, rest["key"])
-    return TrainState(rest["step"], raw, rest["opt_state"], params, rest["key"])
+    own = {**rest, "key": jax.random.wrap_key_data(rest["key"])}
+    if "params" not in rest:
+        return TrainState(params=params, ema=None, **own)
+    return TrainState(ema=params, **own)
 
 
 def _orbax() -> Any:
@@ -211,9 +225,16 @@ def _orbax() -> Any:
     return ocp
 
 
+def _checkpointer(ocp: Any) -> Any:
+    """Of this process alone: it asks no other one to take part."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(index, {index}, "alone") if jax.process_count() > 1 else None
+    options = {} if alone is None else {"multiprocessing_options": alone}
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
+
+
 def _write_arrays(folder: Path, **trees: Any) -> None:
     ocp = _orbax()
-    parts = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     # When one of its writes fails, the others go on and complain from their threads, by pages, until the process ends.
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     hook, levels = sys.unraisablehook, [logger.level for logger in loggers]
@@ -221,8 +242,9 @@ def _write_arrays(folder: Path, **trees: Any) -> None:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder.absolute(), args=ocp.args.Composite(**parts))
+        with _checkpointer(ocp) as checkpointer:
+            for name, tree in trees.items():
+                checkpointer.save((folder / name).absolute(), args=ocp.args.StandardSave(_host(tree)))
     except (OSError, ValueError, RuntimeError) as error:
         of_tensorstore = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(of_tensorstore[1]) if of_tensorstore else getattr(error, "errno", None)
@@ -234,9 +256,9 @@ def _write_arrays(folder: Path, **trees: Any) -> None:
 
 
 def _read_arrays(folder: Path, **likes: Any) -> list[Any]:
-    """The trees of a checkpoint, with the shapes, types and devices of `likes`."""
+    """The trees of a checkpoint, with the shapes and types of `likes`."""
     ocp = _orbax()
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer(ocp) as checkpointer:
         return [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
 
 
@@ -246,12 +268,9 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
         for leaf in sorted(held.keys() | built.keys()):
             if held.get(leaf) != built.get(leaf):
                 raise ValueError(f"{leaf} is {held.get(leaf, 'missing')}, expected {built.get(leaf, 'none')}")
-        # Without devices, another number of them could not restore.
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None) or device), like
-        )
-        return checkpointer.restore(path, args=_orbax().args.StandardRestore(abstract))
+        # On the host, so that the devices that wrote it are nothing to those that read it.
+        read = checkpointer.restore(path, args=_orbax().args.StandardRestore(jax.tree.map(_empty, like)))
+        return jax.tree.map(jax.device_put, read)
     except OSError:
         raise
     except Exception as error:
@@ -263,7 +282,15 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """By name; not those of keys, which orbax stores as numbers."""
+    """By name."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-    return {name: shape for name, shape in shapes.items() if name != "key"}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _empty(a: Any) -> np.ndarray:
+    """The shape and type of `a`, without memory of its own."""
+    return np.broadcast_to(np.zeros((), a.dtype), a.shape)

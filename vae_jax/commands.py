@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import checkpoints, console, datasets, generate, inputs, models, pictures, views
+from vae_jax import checkpoints, console, datasets, devices, generate, inputs, models, pictures, views
 from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
@@ -119,6 +119,7 @@ def encode(options: Namespace) -> str:
 def evaluate(options: Namespace) -> dict[str, Any]:
     restored = _load(options)
     config, data, vae, params, step = restored
+    params = devices.put(params, devices.everywhere(devices.make_mesh()))
     examples, _ = _examples(options, restored, options.limit)
     key = jax.random.key(options.seed)
     result = make_evaluate(vae, num_samples=options.num_samples)(params, key, examples, console.bar)

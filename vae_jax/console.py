@@ -55,12 +55,34 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--workdir", metavar="DIR", help="run directory; by default checkpoints/NAME_OF_RECIPE")
     add_config_flags(parser)
+    group = parser.add_argument_group("several processes, each with the same command but for --process_id")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; auto: as the cluster says")
+    group.add_argument("--num_processes", type=positive, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=natural, metavar="I", help="which of them this one is, from 0")
     options = parser.parse_args(argv)
+    _check_processes(options)
     if options.workdir is None:
         options.workdir = _ROOT / "checkpoints" / Path(options.config).stem
     options.workdir = Path(options.workdir)
     options.config = config_of(options)
     return options
+
+
+def _check_processes(options: argparse.Namespace) -> None:
+    own = (options.num_processes, options.process_id)
+    if options.coordinator in (None, "auto"):
+        if own != (None, None):
+            raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT, the same in each process.")
+        return
+    if None in own:
+        raise UserError("--coordinator=HOST:PORT needs --num_processes and --process_id. On a cluster try auto.")
+    host, colon, port = options.coordinator.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"--coordinator is {options.coordinator!r}; expected HOST:PORT, as in 10.0.0.1:9999, or auto.")
+    if options.process_id >= options.num_processes:
+        raise UserError(
+            f"--process_id is {options.process_id}; expected less than the {options.num_processes} of --num_processes."
+        )
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +172,13 @@ def setup_jax(options: argparse.Namespace) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if getattr(options, "coordinator", None):
+        where = None if options.coordinator == "auto" else options.coordinator
+        try:
+            jax.distributed.initialize(where, options.num_processes, options.process_id)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"The processes did not meet at {options.coordinator} ({reason}).") from None
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
@@ -168,6 +197,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
             f"error: {where}{error.strerror or error}. Make room or access there, and give the command again.",
             file=sys.stderr,
         )
+        if (jax := sys.modules.get("jax")) and jax.process_count() > 1:
+            os._exit(2)  # the others wait for what this process will not compute, and it would wait for their end
         return 2
     except KeyboardInterrupt:
         return 130

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import compiling
+from vae_jax import compiling, devices
 from vae_jax.annealing import annealed_log_weights
 from vae_jax.core import VAE, Params, condition
 from vae_jax.distributions import DiagonalGaussian, kl_by_dimension, kl_divergence
@@ -192,11 +192,14 @@ def _over_examples(one: Callable[..., Any], batch_size: int) -> Callable[..., An
         params: Params, key: Array, examples: Examples, progress: Callable[[range], Iterator[int]] = iter
     ) -> Any:
         num, size = len(examples.x), min(batch_size, len(examples.x))
-        parts = []
+        mesh, parts = devices.mesh_of(params), []
+        if mesh:
+            size = -(-size // mesh.size) * mesh.size
+            key, examples = devices.put((key, examples), devices.everywhere(mesh))
         for start in progress(range(0, num, size)):
-            index = jnp.minimum(jnp.arange(start, start + size), num - 1)
-            part = batch(params, key, index, examples)
-            parts.append(jax.tree.map(lambda a, left=num - start: np.asarray(a)[:left], part))
+            index = np.minimum(np.arange(start, start + size), num - 1)
+            part = batch(params, key, devices.put(index, devices.split(mesh)) if mesh else index, examples)
+            parts.append(jax.tree.map(lambda a, left=num - start: a[:left], devices.fetch(part)))
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
     return evaluate

@@ -17,9 +17,11 @@ def add(totals: Totals, sums: Mapping[str, Any], steps: int, seconds: float) -> 
 
 
 def averages(totals: Totals, batch_size: int) -> dict[str, float]:
-    """The mean of each metric over the steps, and the examples a second."""
-    means = {name: total / totals["steps"] for name, total in totals.items() if name not in ("steps", "seconds")}
-    return {**means, "examples_per_second": totals["steps"] * batch_size / totals["seconds"]}
+    """The mean of each metric over the steps that were not skipped, how many were, and the examples a second."""
+    steps, seconds, skipped = (totals[name] for name in ("steps", "seconds", "skipped"))
+    sums = {name: total for name, total in totals.items() if name not in ("steps", "seconds", "skipped")}
+    means = {name: total / max(1, steps - skipped) for name, total in sums.items()}
+    return {**means, "skipped": skipped, "examples_per_second": steps * batch_size / seconds}
 
 
 def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from vae_jax.config import Config, from_json, to_json
 from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
 
-FORMAT = 2
+FORMAT = 3
 
 
 @contextmanager
@@ -64,8 +64,8 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
             raise UserError(f"{path} has format {run['format']}; this version reads {FORMAT}. Update vae_jax.")
         if run["format"] < FORMAT:
             raise UserError(
-                f"{path} has format {run['format']}, without digests; this version reads {FORMAT}. Train again, with "
-                "--restart, or use the version that wrote it."
+                f"{path} has format {run['format']}; this version reads {FORMAT}. Train again, with --restart, or use "
+                "the version that wrote it."
             )
         if run.pop("sha256") != digests.of_json(run):
             raise ValueError("it differs from its digest")

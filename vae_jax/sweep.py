@@ -22,6 +22,7 @@ from vae_jax import (
     datasets,
     ensemble,
     evaluate,
+    guard,
     inputs,
     metrics,
     models,
@@ -88,8 +89,11 @@ def sweep(options: Namespace) -> str:
             start = time.monotonic()
             count = min(chunk, steps_per_epoch - step % steps_per_epoch)
             states, sums = train(states, traced, examples, jax.device_put(np.int32(count)))
-            sums = jax.device_get(sums)
+            sums, seen = jax.device_get((sums, states.guard))
             seconds = time.monotonic() - start
+            guards = [guard.Guard(*each) for each in zip(*seen, strict=True)]
+            for run_dir, each in zip(run_dirs, guards, strict=True):
+                guard.stop_if_lost(each, run_dir.name)
             own = [{name: values[i] for name, values in sums.items()} for i in range(len(members))]
             totals = [metrics.add(old, new, count, seconds) for old, new in zip(totals, own, strict=True)]
             step, chunk = step + count, max(1, int(count / seconds))
@@ -105,6 +109,8 @@ def sweep(options: Namespace) -> str:
                 rate = trained["examples_per_second"]
                 line = metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate)
                 console.say(f"{run_dir.name}  {line}")
+                if trained["skipped"]:
+                    console.say(f"{run_dir.name}  {guard.describe(guards[i])}")
                 metrics.append(run_dir, trained, record)
                 totals[i] = {}
                 checkpoints.save(run_dir, take(states, i), {}, record["loss"])

@@ -1,0 +1,120 @@
+"""Many devices, of one process or of several: a batch is split over them, everything else is on each of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from vae_jax.errors import UserError
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes, on one axis."""
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Where parameters are: whole on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Where a batch is: its axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh that the arrays of a tree are on; None if it is one device or none."""
+    sharding = getattr(next(iter(jax.tree.leaves(tree)), None), "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Arrays that every process has whole, to where they belong."""
+
+    def place(a: Any) -> Array:
+        if jax.process_count() == 1:
+            return jax.device_put(a, sharding)
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+        host = np.asarray(a)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def local(tree: Any) -> Any:
+    """The copy on this process's first device of arrays that are `everywhere`."""
+    return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, Array) else a, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays in any place as NumPy's, whole, in every process. All processes have to call it."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def from_first(function: Callable[[], Any], like: Any) -> Any:
+    """What `function` gives in the first process, a tree of arrays as `like`: in every process.
+
+    If it raises there, the others raise a UserError.
+    """
+    if jax.process_count() == 1:
+        return function()
+    from jax.experimental import multihost_utils
+
+    result, failure = like, None
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except Exception as error:
+            failure = error
+    if multihost_utils.broadcast_one_to_all(np.int32(failure is not None)):
+        raise failure or UserError("The first process has ended with an error, which it prints.")
+    data, tree = jax.tree.flatten(result)
+    keys = [jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in data]
+    plain = [np.asarray(jax.random.key_data(a) if is_key else a) for a, is_key in zip(data, keys, strict=True)]
+    same = multihost_utils.broadcast_one_to_all(plain)
+    return jax.tree.unflatten(
+        tree, [jax.random.wrap_key_data(a) if is_key else a for a, is_key in zip(same, keys, strict=True)]
+    )
+
+
+@contextmanager
+def of_first(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Within `context`, which the first process enters. If that raises there, the others raise a UserError."""
+    with ExitStack() as stack:
+
+        def enter() -> np.ndarray:
+            stack.enter_context(context)
+            return np.zeros(())
+
+        from_first(enter, np.zeros(()))
+        yield
+
+
+def agree(count: int, stop: bool) -> tuple[int, bool]:
+    """The least count, and whether any process wants to stop: the same in all of them."""
+    if jax.process_count() == 1:
+        return count, stop
+    from jax.experimental import multihost_utils
+
+    all_of = multihost_utils.process_allgather(np.array([count, stop], np.int32))
+    return int(all_of[:, 0].min()), bool(all_of[:, 1].any())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """UserError if a batch does not divide over the devices."""
+    if batch_size % mesh.size:
+        below = batch_size // mesh.size * mesh.size
+        nearest = " or ".join(str(size) for size in (below, below + mesh.size) if size)
+        raise UserError(f"batch_size is {batch_size}; expected a multiple of the {mesh.size} devices: {nearest}.")
