@@ -38,6 +38,8 @@ class Config:
     network_options: dict[str, Any] = _setting({}, "further arguments of the network, as JSON")
     hidden_sizes: tuple[int, ...] = _setting((400,), "units of the encoder's dense layers; the decoder mirrors them")
     activation: str = _setting("relu", "a function of jax.nn, or one a hidden layer, separated by commas")
+    compute_dtype: str = _setting("float32", "of the factors in the network's products; all else is float32",
+                          ("float32", "bfloat16"))
     latent_dim: int = _setting(20, "dimensions of z", least=1)
     likelihood: str = _setting("bernoulli", "p(x|z): a function of vae_jax/likelihoods.py")
     likelihood_options: dict[str, Any] = _setting({}, "further arguments of the likelihood, as JSON")

@@ -42,6 +42,7 @@ def build(config: Config, data: DataInfo) -> VAE:
         middle.num_outputs,
         hidden_sizes=top.hidden_sizes,
         activation=config.activation.split(",")[0],
+        compute_dtype=config.compute_dtype,
     )
     encoder = _network(config, shape, top_posterior, likelihood).encoder if top.infers_top_first else between.encoder
     upper = _join(
@@ -122,6 +123,8 @@ def _network(
     config: Config, shape: tuple[int, ...], posterior: posteriors.Posterior, likelihood: likelihoods.Likelihood
 ) -> networks.Network:
     given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
+    if config.compute_dtype != "float32":
+        given["compute_dtype"] = config.compute_dtype
     if twice := sorted(given.keys() & config.network_options.keys()):
         raise UserError(f"network_options holds {twice[0]}, which is a field of its own: --config.{twice[0]}.")
     options = {**given, **config.network_options}

@@ -11,6 +11,7 @@ from jax import Array
 
 from vae_jax.convolution import conv, conv_transpose
 from vae_jax.core import Params, with_context
+from vae_jax.products import product
 
 
 class Function(NamedTuple):
@@ -34,18 +35,22 @@ def mlp(
     activation: str = "relu",
     decoder_activation: str = "",
     init_scale: float = 1.0,
+    compute_dtype: str = "float32",
 ) -> Network:
     """Dense layers of `hidden_sizes` units, in the decoder in reverse order.
 
     An activation is a name in `jax.nn`, or one name a hidden layer separated by commas; the decoder's is the
     encoder's unless given. Weights begin with the variance init_scale / fan_in (LeCun's at 1, PyTorch's at 1/3).
+    compute_dtype: of the factors of the matrix products, see `products.product`.
     """
-    encoder = _MLP(tuple(hidden_sizes), encoder_outputs, _activations(activation, len(hidden_sizes)), init_scale)
+    sizes, activations = tuple(hidden_sizes), _activations(activation, len(hidden_sizes))
+    encoder = _MLP(sizes, encoder_outputs, activations, init_scale, compute_dtype)
     decoder = _MLP(
         tuple(reversed(hidden_sizes)),
         prod(shape) * decoder_outputs,
         _activations(decoder_activation or activation, len(hidden_sizes)),
         init_scale,
+        compute_dtype,
     )
     flatten = lambda x: x.reshape(*x.shape[: x.ndim - len(shape)], prod(shape))  # noqa: E731
     unflatten = lambda y: y.reshape(*y.shape[:-1], *shape, decoder_outputs)  # noqa: E731
@@ -114,15 +119,17 @@ class _MLP(nn.Module):
     num_outputs: int
     activations: Activations
     init_scale: float
+    compute_dtype: str = "float32"
     output_scale: float | None = None
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         output_scale = self.init_scale if self.output_scale is None else self.output_scale
+        dot = lambda x, w, *_, **__: product(x, w, self.compute_dtype)  # noqa: E731
         x = with_context(x, context)
         for size, activation in zip(self.hidden_sizes, self.activations, strict=True):
-            x = activation(nn.Dense(size, kernel_init=_scaled(self.init_scale))(x))
-        return nn.Dense(self.num_outputs, kernel_init=_scaled(output_scale), name="output")(x)
+            x = activation(nn.Dense(size, kernel_init=_scaled(self.init_scale), dot_general=dot)(x))
+        return nn.Dense(self.num_outputs, kernel_init=_scaled(output_scale), dot_general=dot, name="output")(x)
 
 
 class _Kernel(nn.Module):
