@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
         objectives,
         pictures,
         runs,
+        tensorboard,
         update,
         views,
     )
@@ -64,8 +65,11 @@ def main(argv: list[str]) -> None:
     init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
     state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
-    opened = devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart))
-    with opened, console.stop_signals() as stopped:
+    with (
+        devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart)),
+        tensorboard.mirror(run_dir, options.tensorboard and is_first) as copy_metrics,
+        console.stop_signals() as stopped,
+    ):
         state, totals = checkpoints.resume_everywhere(run_dir, state)
         step, mean = int(state.step), None
         if step and is_first:
@@ -102,6 +106,7 @@ def main(argv: list[str]) -> None:
             if trained["skipped"]:
                 console.say(guard.describe(seen))
             metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
+            copy_metrics()
             checkpoints.save(run_dir, state, totals, record["loss"])
             if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
                 trained_vae = checkpoints.Restored(config, data, vae, devices.local(state.averaged), step)

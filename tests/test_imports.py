@@ -14,7 +14,12 @@ import vae_jax
 FILES = sorted(Path(vae_jax.__file__).parent.glob("*.py"))
 MODULES = {file.stem: ast.parse(file.read_text()) for file in FILES}
 NEVER = {"haiku", "equinox", "numpyro", "tensorflow", "torch", "pickle"}
-ONLY_IN = {"flax": {"networks"}, "orbax": {"checkpoints"}, "tensorflow_datasets": {"tfds_builders"}}
+ONLY_IN = {
+    "flax": {"networks"},
+    "orbax": {"checkpoints"},
+    "tensorflow_datasets": {"tfds_builders"},
+    "tensorboardX": {"tensorboard"},
+}
 
 
 def imported(tree):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from itertools import product
 from math import inf
 from pathlib import Path
@@ -54,6 +55,7 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
         description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
     )
     parser.add_argument("--workdir", metavar="DIR", help="run directory; by default checkpoints/NAME_OF_RECIPE")
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics to DIR/tensorboard too")
     add_config_flags(parser)
     group = parser.add_argument_group("several processes, each with the same command but for --process_id")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; auto: as the cluster says")
@@ -61,6 +63,8 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
     group.add_argument("--process_id", type=natural, metavar="I", help="which of them this one is, from 0")
     options = parser.parse_args(argv)
     _check_processes(options)
+    if options.tensorboard and find_spec("tensorboardX") is None:
+        raise UserError("--tensorboard needs the package tensorboardX. Install it: python -m pip install tensorboardX")
     if options.workdir is None:
         options.workdir = _ROOT / "checkpoints" / Path(options.config).stem
     options.workdir = Path(options.workdir)
