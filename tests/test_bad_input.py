@@ -15,7 +15,7 @@ from vae_jax import console
 from vae_jax.__main__ import main as vae_main
 from vae_jax.config import Config
 
-COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "manifold", "encode", "evaluate")
+COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "manifold", "encode", "evaluate", "report")
 
 
 def one_line(err):

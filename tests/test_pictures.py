@@ -76,6 +76,24 @@ def test_scatter(tmp_path, label):
     assert pixels(tmp_path / "latents.png").std() > 0
 
 
+@pytest.mark.parametrize("num", [1, 2, 60])
+def test_bars(tmp_path, num):
+    pictures.save_bars(tmp_path / "bars.png", np.random.default_rng(0).random(num))
+    assert pixels(tmp_path / "bars.png").std() > 0
+
+
+@pytest.mark.parametrize("color", ["#1c1e21", "#e4e6ea"])
+def test_transparent_charts_have_their_colour_and_the_same_bytes_again(tmp_path, color):
+    for name in ("a", "b"):
+        with pictures.transparent(color):
+            pictures.save_curves(tmp_path / f"{name}.svg", RECORDS, names=("kl",))
+    svg = (tmp_path / "a.svg").read_text()
+    assert color in svg and "#000000" not in svg and "#ffffff" not in svg
+    assert svg == (tmp_path / "b.svg").read_text()
+    pictures.save_curves(tmp_path / "c.svg", RECORDS, names=("kl",))
+    assert color not in (tmp_path / "c.svg").read_text()
+
+
 def test_failed_picture_leaves_the_good_one(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"good")

@@ -66,6 +66,14 @@ def parse(argv: list[str]) -> Namespace:
     sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
     sub.add_argument("--per_example", type=Path, metavar="FILE", help=".npz to write the figures of every example to")
 
+    sub = command(
+        "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
+    )
+    data_flags(sub)
+    sub.add_argument("--num_samples", type=console.positive, default=500, help="K of the NLL (%(default)s)")
+    sub.add_argument("--limit", type=console.positive, help="evaluate only the first LIMIT examples")
+    sub.set_defaults(ais_chains=0, per_example=None)
+
     text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
     sub = commands.add_parser("sweep", help=text, description=text)
     sub.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, help="folder of the run directories and sweep.json")
@@ -84,7 +92,9 @@ def parse(argv: list[str]) -> Namespace:
 def main(argv: list[str]) -> None:
     options = parse(argv)  # before jax is imported: a typo answers at once
     if getattr(options, "out", None) is None and "out" in options:
-        options.out = options.run_dir / {"encode": "latents.npz"}.get(options.command, f"{options.command}.png")
+        options.out = options.run_dir / {"encode": "latents.npz", "report": "report.html"}.get(
+            options.command, f"{options.command}.png"
+        )
     console.setup_jax(options)
     from vae_jax import commands
 

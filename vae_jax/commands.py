@@ -14,8 +14,17 @@ from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
 from vae_jax.errors import UserError
-from vae_jax.evaluate import make_annealed, make_evaluate, mean, mutual_information, standard_error, summarize
+from vae_jax.evaluate import (
+    Evaluation,
+    make_annealed,
+    make_evaluate,
+    mean,
+    mutual_information,
+    standard_error,
+    summarize,
+)
 from vae_jax.inputs import Examples
+from vae_jax.report import page
 from vae_jax.sweep import sweep as sweep
 
 _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their own; an example's index is never so large
@@ -118,9 +127,22 @@ def encode(options: Namespace) -> str:
 
 def evaluate(options: Namespace) -> dict[str, Any]:
     restored = _load(options)
+    examples, _ = _examples(options, restored, options.limit)
+    return _evaluate(options, restored, examples)[0]
+
+
+def report(options: Namespace) -> str:
+    restored = _load(options)
+    examples, label = _examples(options, restored, options.limit)
+    found = _evaluate(options, restored, examples)
+    html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data)
+    return _write(options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_text(html)))
+
+
+def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tuple[dict[str, Any], Evaluation]:
+    """The figures of the examples, and those of every one of them."""
     config, data, vae, params, step = restored
     params = devices.put(params, devices.everywhere(devices.make_mesh()))
-    examples, _ = _examples(options, restored, options.limit)
     key = jax.random.key(options.seed)
     result = make_evaluate(vae, num_samples=options.num_samples)(params, key, examples, console.bar)
     summary = summarize(result, options.num_samples)
@@ -141,14 +163,14 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     if options.per_example:
         present = {name: array for name, array in arrays.items() if array is not None}
         _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
-    return {
-        **summary,
+    summary |= {
         "split": options.split,
         "binarization": config.binarization,
         "binarization_seed": None if config.binarization == "none" else inputs.BINARIZATION_SEED,
         "step": step,
         "seed": options.seed,
     }
+    return summary, result
 
 
 def _load(options: Namespace) -> Restored:

@@ -1,6 +1,8 @@
-"""Images as PNG files: grids by Pillow, curves and scatter plots by matplotlib."""
+"""Images as PNG files: grids by Pillow, curves and other charts by matplotlib, which also writes SVG."""
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,12 @@ def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0
     return pixels[..., 0] if channels == 1 else pixels
 
 
-def save_curves(path: Path, records: list[dict[str, Any]]) -> None:
-    """Draw the learning curves of metrics.jsonl: the bound and its two terms by split, against the epoch."""
-    figure, axes = _figure(3, (12, 3.6))
-    for axis, name in zip(axes, ("elbo", "log_likelihood", "kl"), strict=True):
+def save_curves(
+    path: Path, records: list[dict[str, Any]], names: Sequence[str] = ("elbo", "log_likelihood", "kl")
+) -> None:
+    """Draw the learning curves of metrics.jsonl: `names`, by default the bound and its terms, by split and epoch."""
+    figure, axes = _figure(len(names), (4 * len(names), 3.6))
+    for axis, name in zip(axes, names, strict=True):
         for split in sorted({record["split"] for record in records}):
             points = [(record["epoch"], record[name]) for record in records if record["split"] == split]
             axis.plot(*zip(*points, strict=True), label=split, marker="." if len(points) < 40 else None)
@@ -48,17 +52,46 @@ def save_curves(path: Path, records: list[dict[str, Any]]) -> None:
     _save_figure(path, figure)
 
 
-def save_scatter(path: Path, mean: np.ndarray, label: np.ndarray | None) -> None:
+def save_scatter(
+    path: Path, mean: np.ndarray, label: np.ndarray | None, names: tuple[str, ...] = ("z_1", "z_2")
+) -> None:
     """Draw the first two dimensions of the posterior means [N, L], coloured by label."""
     figure, (axis,) = _figure(1, (6.4, 5.6))
-    color = {} if label is None else {"c": label, "cmap": "tab10" if label.max() < 10 else "viridis"}
-    points = axis.scatter(mean[:, 0], mean[:, 1], s=4, alpha=0.6, linewidths=0, **color)
+    few = label is not None and label.max() < 10
+    scale = {"cmap": "tab10", "vmin": -0.5, "vmax": 9.5} if few else {"cmap": "viridis"}
+    size = min(20, max(4, 6000 / len(mean)))
+    color = {} if label is None else {"c": label, **scale}
+    points = axis.scatter(mean[:, 0], mean[:, 1], s=size, alpha=0.6, linewidths=0, rasterized=True, **color)
     if label is not None:
-        figure.colorbar(points, ax=axis, label="label")
-    axis.set_xlabel("z_1")
-    axis.set_ylabel("z_2")
+        bar = figure.colorbar(points, ax=axis, label="label", ticks=range(10) if few else None)
+        bar.solids.set_alpha(1)
+    axis.set_xlabel(names[0])
+    axis.set_ylabel(names[1])
     axis.set_aspect("equal")
     _save_figure(path, figure)
+
+
+def save_bars(path: Path, values: np.ndarray) -> None:
+    """Draw one number for each latent dimension [L], the largest first."""
+    order = np.argsort(-values, kind="stable")
+    figure, (axis,) = _figure(1, (min(6.4, 2.4 + 0.25 * len(values)), 2.8))
+    axis.bar(range(len(values)), values[order], color="C0")
+    step = -(-len(values) // 25)
+    axis.set_xticks(range(0, len(values), step), [f"z_{i + 1}" for i in order[::step]], rotation=90)
+    axis.set_ylabel("KL (nats)")
+    _save_figure(path, figure)
+
+
+@contextmanager
+def transparent(color: str) -> Iterator[None]:
+    """Within it, charts have no background, text and axes of this colour, and as SVG the same bytes every time."""
+    import matplotlib
+
+    names = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+    settings: dict[Any, Any] = {"savefig.transparent": True, "legend.framealpha": 0.0, "svg.hashsalt": "vae_jax"}
+    settings |= dict.fromkeys(names, color)
+    with matplotlib.rc_context(settings):
+        yield
 
 
 def _as_images(x: np.ndarray) -> np.ndarray:
@@ -77,7 +110,11 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _save_figure(path: Path, figure: Any) -> None:
-    replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    """As PNG or, by the suffix, as SVG, of which `dpi` is that of the points of a scatter plot."""
+    if path.suffix == ".svg":
+        replace(path, lambda temporary: figure.savefig(temporary, format="svg", dpi=130, metadata={"Date": None}))
+    else:
+        replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def replace(path: Path, write: Any) -> None:

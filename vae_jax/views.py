@@ -36,7 +36,9 @@ def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int 
     pictures.save_grid(path, images.reshape(-1, *images.shape[2:]), num, value_range)
 
 
-def draw_run(folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: Any) -> None:
+def draw_run(
+    folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: Any, seed: int = 0
+) -> None:
     """What a model has learned, into `folder`. held_out, label, mean: an evaluated split and its posterior means."""
     _, data, vae, params, _ = restored
     folder.mkdir(exist_ok=True)
@@ -44,7 +46,7 @@ def draw_run(folder: Path, restored: Restored, held_out: Examples, label: np.nda
     reconstructions(folder / "reconstructions.png", vae, params, few, data.range)
     context = None if held_out.context is None else jnp.eye(data.num_classes)[jnp.arange(64) % data.num_classes]
     own = condition(vae, context)
-    drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(0))
+    drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(seed))
     samples(folder / "samples.png", drawn, data.range)
     if isinstance(mean, np.ndarray) and mean.shape[-1] == 2:
         pictures.save_scatter(folder / "latents.png", mean, label)

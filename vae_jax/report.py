@@ -1,0 +1,192 @@
+"""What a run has learned, as one HTML page: its figures and what they are of, curves, pictures and the whole config."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+
+from vae_jax import generate, metrics, pictures, views, webpage
+from vae_jax.checkpoints import Restored
+from vae_jax.config import Config, to_json
+from vae_jax.core import condition
+from vae_jax.evaluate import ACTIVE_VARIANCE, Evaluation
+from vae_jax.inputs import Examples
+
+ROWS, COLUMNS = 12, 11  # of the traversals: latent dimensions, and values of each
+
+
+def page(
+    run_dir: Path,
+    restored: Restored,
+    examples: Examples,
+    label: np.ndarray | None,
+    summary: dict[str, Any],
+    result: Evaluation,
+    limit: int | None = None,
+    dataset: str | None = None,
+) -> str:
+    """The page. examples, label: the first `limit` of a split; summary, result: the command `evaluate` of them.
+
+    dataset: what they are of, if not of the data set that the run was trained on.
+    """
+    config, data, _, params, step = restored
+    result = jax.tree.map(np.asarray, result)
+    layers = result.mean if isinstance(result.mean, dict) else {"z": result.mean}
+    names = [f"{name}_{i + 1}" for name, z in layers.items() for i in range(z.shape[-1])]
+    versions = json.loads((run_dir / "run.json").read_text())["versions"]
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    epoch = step / (data.num_train // config.batch_size)
+    lines = [
+        f"A VAE of {config.dataset}: step {step:,}, epoch {epoch:.4g} of {config.num_epochs}, {size:,} parameters",
+        ", ".join(" ".join(package) for package in versions.items()),
+    ]
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        views.draw_run(folder, restored, examples, label, result.mean, summary["seed"])
+        sections = {
+            "Evaluation": _evaluation(summary, len(names), protocol(config, examples, summary, limit, dataset)),
+            "Learning curves": [_curves(folder, metrics.read(run_dir))],
+            "Reconstructions": [_reconstructions(folder, summary["split"])],
+            "Samples": [_samples(folder, config)],
+            "Manifold": [_manifold(folder, config)],
+            "Traversals": [_traversals(folder, restored, examples, result, names)],
+            "Posterior means": [_scatter(folder, *layer, label, result.kl) for layer in layers.items()],
+            "KL by latent dimension": [_kl_by_dimension(folder, result.kl_by_dimension)],
+            "Configuration": [_configuration(config)],
+        }
+    return webpage.page(run_dir.resolve().name, lines, sections)
+
+
+def protocol(
+    config: Config, examples: Examples, summary: dict[str, Any], limit: int | None = None, dataset: str | None = None
+) -> str:
+    """What the figures are of, in words: without them a figure compares with no other."""
+    log_px = "log p(x | label)" if config.conditional else "log p(x)"
+    binarised = f"binarised once with seed {summary['binarization_seed']}, {config.binarization} in training"
+    binarised = "not binarised" if config.binarization == "none" else binarised
+    text = (
+        f"Nats an example, over {'all' if limit is None else 'the first'} {summary['num_examples']:,} examples of the "
+        f"{summary['split']} split of {dataset or config.dataset} ({binarised}), ± the standard "
+        f"error over examples. NLL: the importance-weighted bound of -{log_px} with K = {summary['num_samples']:,} "
+        f"posterior samples, seed {summary['seed']}. Active: of a posterior mean with variance above {ACTIVE_VARIANCE}."
+    )
+    if config.likelihood == "bernoulli" and not ((examples.x == 0) | (examples.x == 1)).all():
+        text += (
+            " Bernoulli of grey values is a cross-entropy, no likelihood of any data: compare with grey figures only."
+        )
+    if config.posterior == "delta":
+        text += " A point posterior has no density: these are terms of a loss, not bounds."
+    return text
+
+
+def _evaluation(summary: dict[str, Any], num_latents: int, of_what: str) -> list[str]:
+    cards = {}
+    for name in ("nll", "elbo", "kl"):
+        error = summary.get(f"{name}_se")
+        cards[name.upper()] = (f"{summary[name]:.2f}", "" if error is None else f"± {error:.2f}")
+    cards["Active units"] = (str(summary["active_units"]), f"of {num_latents}")
+    numbers = {name: value for name, value in summary.items() if value is None or isinstance(value, int | float)}
+    rows = [(name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items()]
+    every = webpage.folded("Every figure of the command evaluate", webpage.table(rows))
+    return [webpage.cards(cards), webpage.text(of_what), every]
+
+
+def _curves(folder: Path, records: list[dict[str, Any]]) -> str:
+    if not records:
+        return webpage.text("The run was not evaluated while it was trained.")
+    last = {record["split"]: record for record in records}
+    charts = []
+    for name in ("loss", "log_likelihood", "kl"):
+        ends = ", ".join(f"{split} {record[name]:.4g}" for split, record in last.items())
+        draw = partial(pictures.save_curves, records=records, names=(name,))
+        charts.append(_chart(folder, draw, f"{name} by epoch, at the end {ends}"))
+    return webpage.row(charts)
+
+
+def _reconstructions(folder: Path, split: str) -> str:
+    caption = f"Inputs of the {split} split and, under each one, E[x | z] at its posterior mean z."
+    return webpage.pixels(folder / "reconstructions.png", caption)
+
+
+def _samples(folder: Path, config: Config) -> str:
+    caption = f"E[x | z] at samples z of the prior{', all classes in turn' * config.conditional}."
+    return webpage.pixels(folder / "samples.png", caption)
+
+
+def _manifold(folder: Path, config: Config) -> str:
+    path = folder / "manifold.png"
+    caption = f"E[x | z] over [-2, 2] x [-2, 2], z_1 rightwards and z_2 upwards{', of class 0' * config.conditional}."
+    return webpage.pixels(path, caption) if path.exists() else ""
+
+
+def _traversals(folder: Path, restored: Restored, examples: Examples, result: Evaluation, names: list[str]) -> str:
+    """Of the dimensions of largest KL or, where there is no KL by dimension, whose posterior mean varies most."""
+    if (folder / "manifold.png").exists():
+        return ""
+    one = jax.tree.map(lambda a: a[:1], examples)
+    vae = condition(restored.vae, one.context)
+    images = np.asarray(jax.jit(lambda params: generate.traverse(params, one.x, vae, COLUMNS))(restored.params))
+    if result.kl_by_dimension is None:
+        by, sizes = "variance of the posterior mean", np.concatenate([z.var(0) for z in jax.tree.leaves(result.mean)])
+    else:
+        by, sizes = "KL", np.mean(result.kl_by_dimension, 0)
+    rows = np.argsort(-sizes, kind="stable")[:ROWS]
+    drawn, path = images[rows].reshape(-1, *images.shape[2:]), folder / "traversals.png"
+    pictures.save_grid(path, drawn, COLUMNS, restored.data.range)
+    top = f"From the top, by {by}: {', '.join(names[i] for i in rows)}."
+    return webpage.pixels(
+        path, f"One latent dimension a row, from -3 to 3, the others at the posterior mean of one example. {top}"
+    )
+
+
+def _scatter(folder: Path, name: str, z: np.ndarray, label: np.ndarray | None, kl: Any) -> str:
+    points, axes, what = _plane(name, z.astype(np.float64), kl)
+    colour = "" if label is None else ", coloured by label"
+    draw = partial(pictures.save_scatter, mean=points, label=label, names=axes)
+    return _chart(folder, draw, f"The posterior means of {len(z):,} examples{colour}: {what}.")
+
+
+def _plane(name: str, z: np.ndarray, kl: np.ndarray) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """Points [N, 2] that show z [N, L], what their axes are called, and what that is."""
+    first, second = f"{name}_1", f"{name}_2"
+    if z.shape[1] == 1:
+        return np.stack([z[:, 0], kl], 1), (first, "KL (nats)"), f"{first} against the KL of the example"
+    if z.shape[1] == 2:
+        return z, (first, second), f"{first} and {second} themselves"
+    centred = z - z.mean(0)
+    variances, directions = np.linalg.eigh(centred.T @ centred)
+    shares = variances[:-3:-1] / max(variances.sum(), 1e-12)
+    axes = tuple(f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares))
+    return (
+        centred @ directions[:, :-3:-1],
+        axes,
+        f"the two principal components of the {z.shape[1]} dimensions of {name}",
+    )
+
+
+def _kl_by_dimension(folder: Path, kl: Any) -> str:
+    if kl is None:
+        return ""
+    draw = partial(pictures.save_bars, values=np.mean(kl, 0, dtype=np.float64))
+    return _chart(folder, draw, "KL(q(z_i | x) || p(z_i)) in nats, the average over the examples, largest first.")
+
+
+def _chart(folder: Path, draw: Callable[[Path], None], caption: str) -> str:
+    paths = {mode: folder / f"{mode}.svg" for mode in webpage.COLOURS}
+    for mode, colour in webpage.COLOURS.items():
+        with pictures.transparent(colour):
+            draw(paths[mode])
+    return webpage.chart(paths, caption)
+
+
+def _configuration(config: Config) -> str:
+    values, defaults = to_json(config), to_json(Config())
+    changed = [value != defaults[name] for name, value in values.items()]
+    shown, usual = ([v if isinstance(v, str) and v else json.dumps(v) for v in c.values()] for c in (values, defaults))
+    rows = [(name, a, b * differs) for name, a, b, differs in zip(values, shown, usual, changed, strict=True)]
+    return webpage.table(rows, ("field", "value", "default, if another"), np.flatnonzero(changed).tolist())
