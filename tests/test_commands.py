@@ -30,6 +30,7 @@ EVALUATION = {
     "num_samples",
     "num_examples",
     "split",
+    "compute_dtype",
     "binarization",
     "binarization_seed",
     "step",
@@ -303,6 +304,14 @@ def test_annealed_importance_sampling_agrees_and_every_example_is_written(vae, d
             **dict.fromkeys(("mean", "kl_by_dimension"), (20, 2)),
         }
         assert -each["log_px"].mean() == pytest.approx(result["nll"], rel=1e-5)
+
+
+def test_evaluation_in_bfloat16_is_nearly_that_in_float32(vae, digits_run):
+    flags = "--num_samples=100", "--limit=100"
+    exact = strict_json(vae("evaluate", digits_run, *flags))
+    rounded = strict_json(vae("evaluate", digits_run, *flags, "--compute_dtype=bfloat16"))
+    assert (exact["compute_dtype"], rounded["compute_dtype"]) == ("float32", "bfloat16")
+    assert rounded["nll"] != exact["nll"] and rounded["nll"] == pytest.approx(exact["nll"], abs=0.05)
 
 
 @pytest.mark.parametrize("hierarchy", ("markov", "hvae"))

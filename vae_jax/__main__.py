@@ -64,6 +64,7 @@ def parse(argv: list[str]) -> Namespace:
         help="chains of an independent bound by annealed importance sampling; 0: none",
     )
     sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
+    sub.add_argument("--compute_dtype", choices=("float32", "bfloat16"), help="by default that of the config")
     sub.add_argument("--per_example", type=Path, metavar="FILE", help=".npz to write the figures of every example to")
 
     sub = command(

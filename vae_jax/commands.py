@@ -1,6 +1,7 @@
 """The commands of `python -m vae_jax`, each a function of its flags."""
 
 from argparse import Namespace
+from dataclasses import replace
 from math import log, prod
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,9 @@ def encode(options: Namespace) -> str:
 
 def evaluate(options: Namespace) -> dict[str, Any]:
     restored = _load(options)
+    if options.compute_dtype:
+        config = replace(restored.config, compute_dtype=options.compute_dtype)
+        restored = restored._replace(config=config, vae=models.build(config, restored.data))
     examples, _ = _examples(options, restored, options.limit)
     return _evaluate(options, restored, examples)[0]
 
@@ -165,6 +169,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
     summary |= {
         "split": options.split,
+        "compute_dtype": config.compute_dtype,
         "binarization": config.binarization,
         "binarization_seed": None if config.binarization == "none" else inputs.BINARIZATION_SEED,
         "step": step,
