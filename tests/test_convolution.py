@@ -82,9 +82,17 @@ def test_kernels_need_be_neither_odd_nor_square(stride):
 
 @pytest.mark.parametrize(("size", "stride", "k"), [((28, 20), 1, 3), ((28, 20), 2, 3), ((7, 5), 2, 5), ((7, 5), 3, 1)])
 def test_the_accelerator_path_is_the_same_function(monkeypatch, size, stride, k):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
     case = size, stride, *operands(size, 2, stride, k, 3)
     assert_close(values_and_gradients(conv, conv_transpose, *case), values_and_gradients(*LAX, *case))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_platform_that_runs_decides_and_not_the_one_that_traces(platform):
+    x, kernel = arrays((2, 7, 5, 4), (3, 3, 4, 2))
+    both = jax.jit(lambda x, kernel: conv_transpose(conv(x, kernel, 2), kernel.swapaxes(2, 3), 2, (7, 5)))
+    text = both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == (0 if platform == "cpu" else 2)
 
 
 @pytest.mark.parametrize("features", [1, 17])

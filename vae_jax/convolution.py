@@ -24,12 +24,17 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     Raises UserError if the shapes do not fit.
     """
     _check(x, kernel)
-    if jax.default_backend() != "cpu":
+
+    def product(x: Array, kernel: Array) -> Array:
+        (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
+        if stride == 1 and d < c and kh % 2 == kw % 2 == 1:  # moves D numbers for each tap, not C
+            return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w))
+        return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d))
+
+    def native(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NHWC)
-    (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
-    if stride == 1 and d < c and kh % 2 == kw % 2 == 1:  # moves D numbers for each tap, not C
-        return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w))
-    return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d))
+
+    return lax.platform_dependent(x, kernel, cpu=product, default=native)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size) -> Array:
@@ -49,14 +54,19 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size) -> A
             f"Output size {(height, width)} at stride {stride} does not fit x of {small} pixels: "
             f"choose one with ceil(size / {stride}) = {small}."
         )
-    if jax.default_backend() == "cpu":
-        return _product_then_fold(x, kernel, stride, (height, width))
     padding = [
         (k - 1 - _before(n, k, stride), _before(n, k, stride) + n - 1 - (m - 1) * stride)
         for n, m, k in zip(output_size, small, kernel_size, strict=True)
     ]
-    dilation = (stride, stride)
-    return lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, dilation, dimension_numbers=_NHWC)
+
+    def product(x: Array, kernel: Array) -> Array:
+        return _product_then_fold(x, kernel, stride, (height, width))
+
+    def native(x: Array, kernel: Array) -> Array:
+        dilation = (stride, stride)
+        return lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, dilation, dimension_numbers=_NHWC)
+
+    return lax.platform_dependent(x, kernel, cpu=product, default=native)
 
 
 def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size) -> Array:
