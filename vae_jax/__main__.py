@@ -53,6 +53,8 @@ def parse(argv: list[str]) -> Namespace:
     data_flags(sub)
     sub.epilog = "Of your own data without splits every example is encoded, in its order, whatever --split."
 
+    command("export", "One zip that runs without this package: sampler, encoder, decoder and their weights.", "vae.zip")
+
     sub = command("evaluate", "ELBO and importance-weighted NLL of a split, in nats: one JSON object on stdout.")
     data_flags(sub)
     sub.add_argument("--num_samples", type=console.positive, default=500, help="K, posterior samples (%(default)s)")
@@ -93,9 +95,8 @@ def parse(argv: list[str]) -> Namespace:
 def main(argv: list[str]) -> None:
     options = parse(argv)  # before jax is imported: a typo answers at once
     if getattr(options, "out", None) is None and "out" in options:
-        options.out = options.run_dir / {"encode": "latents.npz", "report": "report.html"}.get(
-            options.command, f"{options.command}.png"
-        )
+        names = {"encode": "latents.npz", "export": "vae.zip", "report": "report.html"}
+        options.out = options.run_dir / names.get(options.command, f"{options.command}.png")
     console.setup_jax(options)
     from vae_jax import commands
 

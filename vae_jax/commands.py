@@ -13,7 +13,6 @@ import numpy as np
 from vae_jax import checkpoints, console, datasets, devices, generate, inputs, models, pictures, views
 from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
-from vae_jax.distributions import DiagonalGaussian, FullGaussian
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
     Evaluation,
@@ -24,6 +23,7 @@ from vae_jax.evaluate import (
     standard_error,
     summarize,
 )
+from vae_jax.export import to_zip
 from vae_jax.inputs import Examples
 from vae_jax.report import page
 from vae_jax.sweep import sweep as sweep
@@ -34,11 +34,10 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their ow
 def sample(options: Namespace) -> str:
     restored = _load(options)
     vae = _of_label(restored, options.label, options.num)
-    draw = jax.jit(lambda params, key: generate.sample(params, key, vae, options.num))
+    draw = jax.jit(lambda params, key: generate.sample_flat(params, key, vae, options.num))
     drawn = draw(restored.params, jax.random.key(options.seed))
     if options.out.suffix == ".npz":
-        arrays = {"z": _flat(drawn.z), "mean": drawn.mean, "x": drawn.x}
-        return _write(options.out, lambda path: _save_npz(path, arrays))
+        return _write(options.out, lambda path: _save_npz(path, drawn._asdict()))
     return _write(options.out, lambda path: views.samples(path, drawn, restored.data.range))
 
 
@@ -109,13 +108,7 @@ def encode(options: Namespace) -> str:
 
     @jax.jit
     def batch(params, examples: Examples):
-        q = condition(restored.vae, examples.context).encode(params, examples.x)
-        arrays = {"mean": _flat(q.mean)}
-        if isinstance(q, DiagonalGaussian):
-            arrays["log_var"] = q.log_var
-        if isinstance(q, FullGaussian):
-            arrays["log_var"] = jnp.log(jnp.sum(q.scale_tril**2, -1))
-        return arrays
+        return generate.moments(condition(restored.vae, examples.context).encode(params, examples.x))
 
     starts = range(0, len(examples.x), 2000)
     chunks = [jax.tree.map(lambda a, i=i: a[i : i + starts.step], examples) for i in starts]
@@ -124,6 +117,11 @@ def encode(options: Namespace) -> str:
     if label is not None:
         arrays["label"] = label
     return _write(options.out, lambda path: _save_npz(path, arrays))
+
+
+def export(options: Namespace) -> str:
+    contents = to_zip(_load(options))
+    return _write(options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_bytes(contents)))
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
@@ -150,7 +148,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     key = jax.random.key(options.seed)
     result = make_evaluate(vae, num_samples=options.num_samples)(params, key, examples, console.bar)
     summary = summarize(result, options.num_samples)
-    arrays = {**result._asdict(), "mean": _flat(result.mean)}
+    arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
     if models.likelihood_of(config, data.shape).discrete:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
@@ -223,10 +221,6 @@ def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
         raise UserError(f"--label is {label}; the VAE knows the classes 0 to {classes - 1}.")
     labels = jnp.arange(num) % classes if label is None else jnp.full(num, label)
     return condition(restored.vae, jax.nn.one_hot(labels, classes))
-
-
-def _flat(z: Any) -> Any:
-    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(z)], -1)
 
 
 def _save_npz(path: Path, arrays: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a trained VAE can make: pure functions from (params, key or x, vae) to arrays of images."""
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
 from vae_jax.core import VAE, Params
+from vae_jax.distributions import DiagonalGaussian, FullGaussian
 
 
 class Samples(NamedTuple):
@@ -60,3 +62,31 @@ def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussia
         axis = ndtri((jnp.arange(num, dtype=jnp.float32) + 0.5) / num)
     z = jnp.stack(jnp.meshgrid(axis, axis[::-1]), -1)
     return jax.lax.map(lambda row: vae.decode(params, row).mean, z)
+
+
+def flat(z: Any) -> Array:
+    """A latent, or a pytree of such, as vectors [N, L]: its parts one after the other."""
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(z)], -1)
+
+
+def sample_flat(params: Params, key: Array, vae: VAE, num: int) -> Samples:
+    """`sample`, with z as `flat` makes it."""
+    drawn = sample(params, key, vae, num)
+    return drawn._replace(z=flat(drawn.z))
+
+
+def unflat(z: Array, like: Any) -> Any:
+    """The latent, a pytree of [N, L], of which `flat` makes z: [N, all of them]. like: one of it, [1, L] each."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = list(accumulate(leaf.size for leaf in leaves))
+    return jax.tree.unflatten(structure, jnp.split(z, ends[:-1], -1))
+
+
+def moments(q: Any) -> dict[str, Array]:
+    """The mean of q(z | x) and, of a Gaussian, the log_var of each dimension: [N, L]."""
+    arrays = {"mean": flat(q.mean)}
+    if isinstance(q, DiagonalGaussian):
+        arrays["log_var"] = q.log_var
+    if isinstance(q, FullGaussian):
+        arrays["log_var"] = jnp.log(jnp.sum(q.scale_tril**2, -1))
+    return arrays

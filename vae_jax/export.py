@@ -1,0 +1,143 @@
+"""A trained VAE as one zip that runs without this package: functions of `jax.export`, their weights and a loader."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array, export
+from jax.export import Exported
+
+from vae_jax import generate
+from vae_jax.checkpoints import Restored
+from vae_jax.config import to_json
+from vae_jax.core import VAE, condition
+from vae_jax.errors import UserError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_zip(restored: Restored) -> bytes:
+    """The zip: sample.jax, encode.jax, decode.jax, weights.npz, config.json, vae.py that loads them, and README.md.
+
+    UserError if flatbuffers, of which `jax.export` makes its files, is not installed.
+    """
+    if find_spec("flatbuffers") is None:
+        raise UserError("export needs the package flatbuffers. Install it: python -m pip install flatbuffers")
+    description = _description(restored)
+    members = {
+        "README.md": _readme(description).encode(),
+        "vae.py": _beside("exported.py").encode(),
+        "config.json": (json.dumps(description, indent=2) + "\n").encode(),
+        "weights.npz": _npz(named(restored.params)),
+        **{f"{name}.jax": bytes(function.serialize()) for name, function in functions(restored).items()},
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in members.items():
+            archive.writestr(name, contents)
+    return file.getvalue()
+
+
+def functions(restored: Restored) -> dict[str, Exported]:
+    """The three functions of a trained VAE, each of `named` weights, for any number of examples on `PLATFORMS`.
+
+    sample(weights, key, label), encode(weights, x, label) and decode(weights, z, label) give what the commands of
+    these names write, and E[x | z]. label: [N], int32; of a VAE without classes only its length matters.
+    """
+    config, data, vae, params, _ = restored
+    names, structure, latent = list(named(params)), jax.tree.structure(params), _latent(restored)
+
+    def unpack(weights: dict[str, Array], label: Array) -> tuple[Any, VAE]:
+        context = jax.nn.one_hot(label, data.num_classes) if config.conditional else None
+        return jax.tree.unflatten(structure, [weights[name] for name in names]), condition(vae, context)
+
+    def sample(weights: dict[str, Array], key: Array, label: Array) -> dict[str, Array]:
+        params, vae = unpack(weights, label)
+        return generate.sample_flat(params, key, vae, label.shape[0])._asdict()
+
+    def encode(weights: dict[str, Array], x: Array, label: Array) -> dict[str, Array]:
+        params, vae = unpack(weights, label)
+        return generate.moments(vae.encode(params, x))
+
+    def decode(weights: dict[str, Array], z: Array, label: Array) -> Array:
+        params, vae = unpack(weights, label)
+        return vae.decode(params, generate.unflat(z, latent)).mean
+
+    (num,) = export.symbolic_shape("num")
+    key, weights = jax.eval_shape(lambda: (jax.random.key(0), named(params)))
+    x = jax.ShapeDtypeStruct((num, *data.shape), "float32")
+    z = jax.ShapeDtypeStruct((num, sum(leaf.size for leaf in jax.tree.leaves(latent))), "float32")
+    label = jax.ShapeDtypeStruct((num,), "int32")
+    with _no_locations():
+        return {
+            function.__name__: export.export(jax.jit(function), platforms=PLATFORMS)(weights, given, label)
+            for function, given in ((sample, key), (encode, x), (decode, z))
+        }
+
+
+def named(params: Any) -> dict[str, Array]:
+    """The arrays of a pytree by the way to them, such as encoder/output/bias."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _latent(restored: Restored) -> Any:
+    """The shapes of one latent, [1, L], or of a pytree of such."""
+    return jax.eval_shape(lambda params: restored.vae.prior(params).sample(jax.random.key(0), (1,)), restored.params)
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
+
+
+@contextmanager
+def _no_locations() -> Iterator[None]:
+    """Within it, the lines of code that made an operation, with their paths on this machine, are not part of it."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _npz(arrays: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _description(restored: Restored) -> dict[str, Any]:
+    config, data, _, _, step = restored
+    return {
+        "config": to_json(config),
+        "shape": data.shape,
+        "range": data.range,
+        "num_classes": data.num_classes if config.conditional else 0,
+        "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
+        "fingerprint": data.fingerprint,
+        "step": step,
+        "versions": {name: version(name) for name in ("jax", "jaxlib")},
+    }
+
+
+def _readme(description: dict[str, Any]) -> str:
+    latent, classes = description["latent"], description["num_classes"]
+    return _beside("exported.md").format(
+        **description,
+        settings="\n".join(f"- {name}: {value}" for name, value in description["config"].items()),
+        size=sum(latent.values()),
+        x=", ".join(map(str, description["shape"])),
+        parts=" and then ".join(f"the {size} of {name}" for name, size in latent.items()),
+        labels=f"\n- label: one of {classes} classes, counted from 0, or [N] of them" if classes else "",
+        argument=", label=0" if classes else "",
+    )

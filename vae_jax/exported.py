@@ -1,0 +1,67 @@
+"""A trained variational autoencoder by itself: `sample`, `encode` and `decode` as JAX functions. README.md tells more.
+
+It reads the files beside it, unpacked or in their zip. Nothing is needed but jax, numpy and flatbuffers.
+"""
+
+import io
+import json
+from functools import cache
+from importlib.util import find_spec
+from pkgutil import get_data
+
+import jax
+import numpy as np
+from jax import export
+
+if find_spec("flatbuffers") is None:
+    raise ImportError("jax.export reads its files with flatbuffers. Install it: python -m pip install flatbuffers")
+
+
+def sample(key, num, label=None):
+    """z ~ p(z), mean = E[x | z] and x ~ p(x | z), [num, ...] each. key: a JAX key or a seed.
+
+    label: a class or [num] of them, where the VAE knows classes; by default all in turn.
+    """
+    key = key if isinstance(key, jax.Array) else jax.random.key(key)
+    label = np.arange(num) % _num_classes() if label is None and _num_classes() else label
+    return _function("sample")(_weights(), key, _labels(label, num))
+
+
+def encode(x, label=None):
+    """The mean of q(z | x) and, where it is Gaussian, its log_var, [N, L] each. x: [N, *shape]; a byte v is v / 255."""
+    x = np.asarray(x, np.float32) / np.float32(255 if np.asarray(x).dtype == np.uint8 else 1)
+    return _function("encode")(_weights(), x, _labels(label, len(x)))
+
+
+def decode(z, label=None):
+    """E[x | z], [N, *shape]. z: [N, L]."""
+    return _function("decode")(_weights(), np.asarray(z, np.float32), _labels(label, len(z)))
+
+
+def _labels(label, num):
+    classes = _num_classes()
+    if label is None and not classes:
+        return np.zeros(num, np.int32)  # only their number matters
+    labels = np.broadcast_to(np.asarray(-1 if label is None else label, np.int32), (num,))
+    if not np.all((labels >= 0) & (labels < classes)):
+        raise ValueError(f"label is {label}; expected {f'classes 0 to {classes - 1}' if classes else 'none'}.")
+    return labels
+
+
+@cache
+def _function(name):
+    return jax.jit(export.deserialize(bytearray(_read(f"{name}.jax"))).call)
+
+
+@cache
+def _weights():
+    return jax.device_put(dict(np.load(io.BytesIO(_read("weights.npz")), allow_pickle=False)))
+
+
+@cache
+def _num_classes():
+    return json.loads(_read("config.json"))["num_classes"]
+
+
+def _read(name):
+    return get_data(__name__, name) or b""
