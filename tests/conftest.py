@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -14,6 +15,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import numpy as np
 import pytest
+
+from vae_jax import console
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -122,6 +125,36 @@ def vae():
         with contextlib.redirect_stdout(stdout):
             main([str(argument) for argument in argv])
         return stdout.getvalue()
+
+    return call
+
+
+ADVICE = (
+    r"\b([Ee]xpected|needs|Choose|Give|Set|Save|See|Train|Use|Leave|Rename|Rescale|Make|Update|Did you mean|Ask|Wait|"
+    r"Remove|Its options|choose from)\b"
+)
+
+
+def one_line(err):
+    """The one line of an error, without its `error: `."""
+    assert "Traceback" not in err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and line.isprintable() and len(line) < 2100
+    assert re.search(ADVICE, line), f"no word of what is expected, or of what to do: {line}"
+    return line.removeprefix("error: ")
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, argv): its one line; it exits with 2 and prints nothing on stdout."""
+
+    def call(main, argv):
+        capsys.readouterr()
+        with jax.numpy_dtype_promotion("standard"):
+            assert console.run(main, [str(argument) for argument in argv]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        return one_line(err)
 
     return call
 

@@ -7,8 +7,7 @@ import time
 
 import faults
 import pytest
-from conftest import contents, train_flags
-from test_bad_input import one_line
+from conftest import contents, one_line, train_flags
 
 from vae_jax import checkpoints, console
 from vae_jax.__main__ import main as vae_main

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, train_flags
+from conftest import ROOT, one_line, train_flags
 from helpers import mlp_vae
-from test_bad_input import one_line
 from test_train import assert_bit_equal, assert_same_records, final_state
 
 from vae_jax import checkpoints, console, datasets, files, metrics, pictures, runs, streaming, views

@@ -3,7 +3,6 @@
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 from vae_jax import console
 
@@ -14,11 +13,11 @@ def parse(argv: list[str]) -> Namespace:
 
     def command(name: str, text: str, out: str | None = None) -> console.Parser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+        sub.add_argument("run_dir", metavar="RUN_DIR", type=console.path)
         sub.add_argument("--checkpoint", default="latest", help="latest, best or a step (%(default)s)")
         sub.add_argument("--seed", type=console.natural, default=0, help="of everything random (%(default)s)")
         if out:
-            sub.add_argument("--out", type=Path, help=f"file to write; by default RUN_DIR/{out}")
+            sub.add_argument("--out", type=console.path, help=f"file to write; by default RUN_DIR/{out}")
         console.add_cache_flag(sub)
         return sub
 
@@ -67,7 +66,7 @@ def parse(argv: list[str]) -> Namespace:
     )
     sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
     sub.add_argument("--compute_dtype", choices=("float32", "bfloat16"), help="by default that of the config")
-    sub.add_argument("--per_example", type=Path, metavar="FILE", help=".npz to write the figures of every example to")
+    sub.add_argument("--per_example", type=console.path, metavar="FILE", help=".npz of the figures of every example")
 
     sub = command(
         "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
@@ -79,7 +78,7 @@ def parse(argv: list[str]) -> Namespace:
 
     text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
     sub = commands.add_parser("sweep", help=text, description=text)
-    sub.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, help="folder of the run directories and sweep.json")
+    sub.add_argument("sweep_dir", metavar="SWEEP_DIR", type=console.path, help="folder of the runs and sweep.json")
     sub.add_argument("--seeds", type=console.several(int), metavar="0,1,2", help="by default that of the config")
     sub.add_argument("--betas", type=console.several(float), metavar="1,4", help="by default that of the config")
     sub.add_argument("--learning_rates", type=console.several(float), metavar="1e-3,3e-4", help="likewise")

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from math import isnan
+from math import isnan, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
 from vae_jax.runs import read_run
 from vae_jax.update import TrainState
+
+MAX_PROGRESS = 1 << 20  # bytes of a progress.json, which has a few hundred
 
 
 class Restored(NamedTuple):
@@ -103,12 +105,13 @@ def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[Tr
     if step not in sound:
         raise UserError(f"{run_dir} has no undamaged checkpoint {step}. Choose one of: {str(sound)[1:-1]}.")
     folder, (params, rest) = _folder(run_dir, step), jax.eval_shape(_split, like)
+    _, totals = _progress(folder)
     params, rest = _read_arrays(folder, params=params, state=rest)
     for later in sound:
         if later > step:
             _delete(run_dir, later)
-    metrics.write_text(run_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
-    return _join(params, rest), json.loads((folder / "progress.json").read_text())["totals"]
+    metrics.write_text(run_dir / "metrics.jsonl", metrics.text(folder))
+    return _join(params, rest), totals
 
 
 def resume_everywhere(run_dir: Path, like: TrainState) -> tuple[TrainState, metrics.Totals]:
@@ -198,8 +201,24 @@ def _best(run_dir: Path, among: list[int]) -> int | None:
 def _loss(folder: Path) -> float | None:
     if digests.damage(folder, "progress.json"):
         return None
-    loss = json.loads((folder / "progress.json").read_text())["loss"]
+    loss, _ = _progress(folder)
     return None if loss is None or isnan(loss) else loss
+
+
+def _progress(folder: Path) -> tuple[float | None, metrics.Totals]:
+    """The loss and the totals of a checkpoint. UserError if its progress.json holds anything else."""
+    path = folder / "progress.json"
+    try:
+        if path.stat().st_size > MAX_PROGRESS:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        progress = json.loads(path.read_text())
+        loss, totals = progress["loss"], progress["totals"]
+        if not all(isinstance(number, float | int | None) for number in (loss, *totals.values())):
+            raise TypeError("not only numbers")
+        return loss, totals
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{path} is no progress of a run ({reason}). Choose another checkpoint.") from None
 
 
 def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
@@ -257,14 +276,22 @@ def _write_arrays(folder: Path, **trees: Any) -> None:
 
 def _read_arrays(folder: Path, **likes: Any) -> list[Any]:
     """The trees of a checkpoint, with the shapes and types of `likes`."""
-    ocp = _orbax()
+    ocp, hook = _orbax(), sys.unraisablehook
+    sys.unraisablehook = lambda _: None  # of its threads, which complain by pages of what they cannot read
     with _checkpointer(ocp) as checkpointer:
-        return [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
+        trees = [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
+    sys.unraisablehook = hook
+    return trees
 
 
 def _read(checkpointer: Any, path: Path, like: Any) -> Any:
     try:
-        held, built = _shapes(checkpointer.metadata(path).item_metadata.tree), _shapes(like)
+        tree = checkpointer.metadata(path).item_metadata.tree
+        held, built = _shapes(tree), _shapes(like)
+        for leaf in jax.tree.leaves(tree):
+            # A chunk is decoded whole, however little of it the array has.
+            if prod(leaf.storage.chunk_shape or ()) > max(1, prod(leaf.shape)):
+                raise ValueError(f"an array of {leaf.shape} in chunks of {leaf.storage.chunk_shape}")
         for leaf in sorted(held.keys() | built.keys()):
             if held.get(leaf) != built.get(leaf):
                 raise ValueError(f"{leaf} is {held.get(leaf, 'missing')}, expected {built.get(leaf, 'none')}")

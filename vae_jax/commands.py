@@ -24,7 +24,7 @@ from vae_jax.evaluate import (
     summarize,
 )
 from vae_jax.export import to_zip
-from vae_jax.inputs import Examples
+from vae_jax.inputs import DataInfo, Examples
 from vae_jax.report import page
 from vae_jax.sweep import sweep as sweep
 
@@ -70,7 +70,7 @@ def traverse(options: Namespace) -> str:
     restored = _load(options)
     examples, _ = _examples(options, restored, options.index + 1)
     if options.index >= len(examples.x):
-        raise UserError(f"--index is {options.index}; the split has {len(examples.x)} examples, counted from 0.")
+        raise UserError(f"--index is {options.index}; expected one of the {len(examples.x)} examples, from 0.")
     one = jax.tree.map(lambda a: a[-1:], examples)
     vae = condition(restored.vae, one.context)
     rows = jax.jit(lambda params: generate.traverse(params, one.x, vae, 11))(restored.params)
@@ -187,14 +187,16 @@ def _examples(
     config, data = restored.config, restored.data
     dataset = dataset or datasets.load(
         options.data or config.dataset,
-        data_dir=options.data_dir or data.data_dir,
+        data_dir=options.data_dir or _known_dir(data, config.dataset),
         classes=() if options.data else config.classes,
         validation_size=0 if options.data else config.validation_size,
         stream=config.stream and not options.data,
     )
     shape = dataset.train.x.shape[1:]
     if shape != data.shape:
-        raise UserError(f"{dataset.name} has examples of shape {shape}; the VAE was trained on {data.shape}.")
+        raise UserError(
+            f"{dataset.name} has examples of shape {shape}; the VAE was trained on {data.shape}. Give such data."
+        )
     if not options.data and dataset.fingerprint != data.fingerprint:
         raise UserError(
             f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
@@ -204,10 +206,15 @@ def _examples(
     examples = inputs.evaluation_examples(dataset, options.split, config)
     if config.conditional and (examples.context is None or examples.context.shape[-1] != data.num_classes):
         raise UserError(
-            f"The VAE is conditional on {data.num_classes} classes; {dataset.name} has other labels or none."
+            f"The VAE is conditional on {data.num_classes} classes; {dataset.name} has others or none. Give such data."
         )
     label = getattr(dataset, options.split).label
     return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
+
+
+def _known_dir(data: DataInfo, name: str) -> str | None:
+    """Where the run had its data, if that is there: a run directory does not decide where data is downloaded to."""
+    return data.data_dir if data.data_dir and (Path(data.data_dir) / name).is_dir() else None
 
 
 def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
@@ -218,7 +225,7 @@ def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
         return restored.vae
     classes = restored.data.num_classes
     if label is not None and label >= classes:
-        raise UserError(f"--label is {label}; the VAE knows the classes 0 to {classes - 1}.")
+        raise UserError(f"--label is {label}; the VAE knows the classes 0 to {classes - 1}. Choose one of them.")
     labels = jnp.arange(num) % classes if label is None else jnp.full(num, label)
     return condition(restored.vae, jax.nn.one_hot(labels, classes))
 

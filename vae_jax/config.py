@@ -3,20 +3,27 @@
 import difflib
 import inspect
 import json
+import os
 import runpy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_jax.errors import UserError
 
-MAX_WHOLE = 2**32 - 1  # what a key of jax.random and a step count hold
+MAX_WHOLE = 2**32 - 1  # what a key of jax.random holds
+MAX_STEPS = 2**31 - 1  # what the count of steps holds, an int32
+MAX_SIZE = 2**24  # of a layer or a latent: an array of three such sizes still has a number of elements for XLA
+MAX_LAYERS = 100  # every layer takes time to trace and to compile
+MAX_FLOAT = 3.4e38  # of float32: beyond it a number becomes infinite
+_MAX_DEPTH = 10  # of the lists and objects in options
 
 
-def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int = 0) -> Any:
-    metadata = {"doc": doc, "choices": choices, "least": least}
+def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int = 0, most: int = MAX_WHOLE) -> Any:
+    metadata = {"doc": doc, "choices": choices, "least": least, "most": most}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -40,7 +47,7 @@ class Config:
     activation: str = _setting("relu", "a function of jax.nn, or one a hidden layer, separated by commas")
     compute_dtype: str = _setting("float32", "of the factors in the network's products; all else is float32",
                           ("float32", "bfloat16"))
-    latent_dim: int = _setting(20, "dimensions of z", least=1)
+    latent_dim: int = _setting(20, "dimensions of z", least=1, most=MAX_SIZE)
     likelihood: str = _setting("bernoulli", "p(x|z): a function of vae_jax/likelihoods.py")
     likelihood_options: dict[str, Any] = _setting({}, "further arguments of the likelihood, as JSON")
     posterior: str = _setting("diagonal", "q(z|x): a function of vae_jax/posteriors.py")
@@ -59,14 +66,14 @@ class Config:
     num_samples: int = _setting(1, "posterior samples K an example and step", least=1)
     alpha: float = _setting(1.0, "weight of -log p(x|z) in the loss")
     beta: float = _setting(1.0, "weight of the KL in the loss")
-    beta_warmup_steps: int = _setting(0, "steps over which beta rises from 0")
+    beta_warmup_steps: int = _setting(0, "steps over which beta rises from 0", most=MAX_STEPS)
     batch_size: int = _setting(128, "examples a step; the ragged rest of a shuffled epoch is left out", least=1)
     num_epochs: int = _setting(50, "passes over the training examples", least=1)
     optimizer: str = _setting("adam", "an optimiser of optax")
     optimizer_options: dict[str, Any] = _setting({}, "further arguments of the optimiser, as JSON")
     learning_rate: float = _setting(1e-3, "its peak, a step")
     schedule: str = _setting("constant", "of the learning rate, over the whole run", ("constant", "cosine"))
-    warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0")
+    warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0", most=MAX_STEPS)
     clip_norm: float = _setting(0.0, "largest global norm of a gradient; 0: any")
     ema_decay: float = _setting(0.0, "decay a step of the averaged weights that are evaluated; 0: no average")
     eval_epochs: int = _setting(1, "epochs between evaluations, each of which saves a checkpoint", least=1)
@@ -83,19 +90,22 @@ class Config:
                 raise unknown(f.name, getattr(self, f.name), choices)
             if hints[f.name] in (int, float) and getattr(self, f.name) < f.metadata["least"]:
                 raise UserError(f"{f.name} is {getattr(self, f.name)}; expected at least {f.metadata['least']}.")
-            if hints[f.name] is int and getattr(self, f.name) > MAX_WHOLE:
-                raise UserError(f"{f.name} is {getattr(self, f.name)}; expected at most {MAX_WHOLE}.")
+            if hints[f.name] is int and getattr(self, f.name) > f.metadata["most"]:
+                raise UserError(f"{f.name} is {getattr(self, f.name)}; expected at most {f.metadata['most']}.")
+            if f.name.endswith("_options"):
+                _check_options(f.name, getattr(self, f.name))
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected a positive number.")
         if self.ema_decay >= 1:
             raise UserError(f"ema_decay is {self.ema_decay}; expected a number in [0, 1).")
         if any(size < 1 for size in self.hidden_sizes):
             raise UserError(f"hidden_sizes is {self.hidden_sizes}; expected positive whole numbers.")
+        _check_sizes("hidden_sizes", self.hidden_sizes)
 
 
 def load_recipe(path: str | Path) -> Config:
     """The Config that `get_config()` of a Python file returns."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"There is no config file {path}. Give a recipe, such as --config=configs/mnist.py.")
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
@@ -105,7 +115,8 @@ def load_recipe(path: str | Path) -> Config:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (Exception, SystemExit) as error:
-        raise UserError(f"{path} failed: {type(error).__name__}: {error}".replace("\n", " ")) from None
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise UserError(f"{path} failed: {reason}. Expected get_config() to return a vae_jax.config.Config.") from None
     if not isinstance(config, Config):
         raise UserError(f"get_config() of {path} returned a {type(config).__name__}; expected a vae_jax.config.Config.")
     return config
@@ -140,12 +151,12 @@ def parse(name: str, text: str, kind: Any) -> Any:
         if kind in (int, float, str):
             return kind(text)
         if get_origin(kind) is tuple:
-            item = get_args(kind)[0]
-            return tuple(item(part) for part in text.strip("()[] ").split(",") if part.strip())
+            item, inside = get_args(kind)[0], text.strip("()[] ").removesuffix(",")
+            return tuple(item(part) for part in inside.split(",")) if inside else ()
         value = json.loads(text)
         if isinstance(value, dict):
             return value
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         pass
     raise UserError(f"{name} is {text!r}; expected {_describe(kind)}.")
 
@@ -165,11 +176,13 @@ def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any
     if name not in choices:
         raise unknown(kind.lower(), name, choices)
     kind = kind.lower()
-    accepted = [p.name for p in inspect.signature(known[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(known[name]).parameters.values()
+    accepted = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     for option in options:
         if option not in accepted:
             raise UserError(f"{kind} {name!r} has no option {option!r}. Its options: {', '.join(accepted) or 'none'}.")
     try:
+        options = {option: _option(option, value, accepted[option]) for option, value in options.items()}
         return known[name](*args, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind} {name!r}: {error}") from None
@@ -178,7 +191,7 @@ def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` as `kind`, if that changes nothing: 4 is a float, [400] a tuple; '4' is no int and 0.5 neither."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= MAX_FLOAT else inf
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(name, item, get_args(kind)[0]) for item in value)
     expected = get_origin(kind) or kind
@@ -186,7 +199,42 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         raise UserError(f"{name} is {value!r}; expected {_describe(kind)}.")
     if expected is float and not isfinite(value):
         raise UserError(f"{name} is {value}; expected a finite number.")
+    if expected is float and abs(value) > MAX_FLOAT:
+        raise UserError(f"{name} is {value:g}; expected at most {MAX_FLOAT:g}, what float32 holds.")
     return value
+
+
+def _option(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the `kind` that a function's annotation says; whole numbers count something, from 1 to MAX_SIZE."""
+    if kind == Sequence[int]:
+        kind = tuple[int, ...]
+    if kind not in (int, float, str, bool, tuple[int, ...]):
+        return value
+    typed = _typed(name, value, kind)
+    if kind in (int, tuple[int, ...]):
+        sizes = typed if isinstance(typed, tuple) else (typed,)
+        if any(size < 1 for size in sizes):
+            raise UserError(f"{name} is {value}; expected {_describe(kind)}, positive.")
+        _check_sizes(name, sizes)
+    return value
+
+
+def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
+    """UserError for more layers, or larger ones, than can be built."""
+    if len(sizes) > MAX_LAYERS:
+        raise UserError(f"{name} has {len(sizes)} layers; expected at most {MAX_LAYERS}.")
+    if max(sizes, default=0) > MAX_SIZE:
+        raise UserError(f"{name} is {max(sizes)}; expected at most {MAX_SIZE}.")
+
+
+def _check_options(name: str, value: Any, depth: int = 0) -> None:
+    """UserError for numbers that float32 does not hold, and for more nesting than a function could ask for."""
+    if depth > _MAX_DEPTH:
+        raise UserError(f"{name} is nested more than {_MAX_DEPTH} deep; expected a flat JSON object.")
+    if isinstance(value, int | float) and not abs(value) <= MAX_FLOAT:
+        raise UserError(f"{name} holds {value:g}; expected finite numbers, at most {MAX_FLOAT:g}.")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _check_options(name, item, depth + 1)
 
 
 def _describe(kind: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from vae_jax.config import MAX_WHOLE, Config, load_recipe, override
 from vae_jax.errors import UserError
 
+MAX_LINE = 2000  # characters of an error: a longer one hides what to do
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -54,7 +55,8 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
         prog="train.py",
         description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="run directory; by default checkpoints/NAME_OF_RECIPE")
+    text = "run directory; by default checkpoints/NAME_OF_RECIPE"
+    parser.add_argument("--workdir", metavar="DIR", type=path, help=text)
     parser.add_argument("--tensorboard", action="store_true", help="write the metrics to DIR/tensorboard too")
     add_config_flags(parser)
     group = parser.add_argument_group("several processes, each with the same command but for --process_id")
@@ -67,7 +69,6 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
         raise UserError("--tensorboard needs the package tensorboardX. Install it: python -m pip install tensorboardX")
     if options.workdir is None:
         options.workdir = _ROOT / "checkpoints" / Path(options.config).stem
-    options.workdir = Path(options.workdir)
     options.config = config_of(options)
     return options
 
@@ -146,6 +147,13 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
+def path(text: str) -> Path:
+    """Type of a flag: a file or folder, there or not."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or folder")
+    return Path(text)
+
+
 def extent(text: str) -> float:
     """Type of a flag: a finite number above 0."""
     with suppress(ValueError):
@@ -190,23 +198,32 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except BrokenPipeError:  # the reader of stdout has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:  # a disk that is full, a folder that has vanished or may not be written
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}. Make room or access there, and give the command again.",
-            file=sys.stderr,
-        )
+        code = _refuse(f"{where}{error.strerror or error}. Make room or access there, and give the command again.")
         if (jax := sys.modules.get("jax")) and jax.process_count() > 1:
-            os._exit(2)  # the others wait for what this process will not compute, and it would wait for their end
-        return 2
+            os._exit(code)  # the others wait for what this process will not compute, and it would wait for their end
+        return code
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():  # as XLA says it
+            raise
+        return _refuse(f"Out of memory ({str(error)[:200]}). Ask for less at once: smaller layers, batches or numbers.")
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _refuse(message: str) -> int:
+    """One line on stderr, whatever is in a name that it quotes; the exit status."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    if len(line) > MAX_LINE:
+        line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)
+    return 2
 
 
 def say(line: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "SHA256SUMS"
+MAX_BYTES = 16 << 20  # of it: lines for more files than any checkpoint has
 
 
 def write(folder: Path) -> None:
@@ -19,6 +20,8 @@ def damage(folder: Path, *parts: str) -> str | None:
     parts: files and folders in it to which to keep; by default all.
     """
     try:
+        if (folder / NAME).stat().st_size > MAX_BYTES:
+            return f"{NAME} has more than {MAX_BYTES} bytes"
         *lines, end = (folder / NAME).read_text().split("\n")
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError:

@@ -16,6 +16,9 @@ import numpy as np
 from vae_jax.errors import UserError
 
 MAX_BYTES = 16 << 30
+MAX_HEADER = 1 << 10  # bytes of a .npy header: that of a plain array has 118, and Python parses it
+MAX_ARRAYS = 16  # of an .npz: four are ever used, and some more can be listed in an error
+DEFLATE_MAX_RATIO = 1032  # what the smallest compressed bytes can expand to
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -31,12 +34,18 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         raise UserError(f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}.") from error
 
 
-def _check_size(size: int, advice: str = "") -> None:
+def leaves(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a path, with the links on its way followed, leads out of a folder."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def check_memory(size: int, what: str = "it expands to", advice: str = "") -> None:
+    """ValueError for more bytes than are held in memory here."""
     # Half of the memory, where it is known, since splitting copies the data once.
     known = hasattr(os, "sysconf")
     limit = min(MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2) if known else MAX_BYTES
     if size > limit:
-        raise ValueError(f"it expands to {size} bytes, and the limit here is {limit}{advice}")
+        raise ValueError(f"{what} {size} bytes, and the limit here is {limit}{advice}")
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -44,8 +53,20 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its npy format is {version}")
+    start = file.tell()
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header has {length} bytes, and the limit is {MAX_HEADER}")
+    file.seek(start)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, about the literals in it
+            shape, fortran_order, dtype = read_header(file)
+    except Exception:
+        raise ValueError("its header is not one that numpy.save writes") from None
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"its header announces the shape {shape}")
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, as NumPy saves ragged arrays")
     announced, held = math.prod(shape) * dtype.itemsize, size - file.tell()
@@ -57,7 +78,10 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.
 def _read_array(file: IO[bytes], size: int, advice: str = "") -> np.ndarray:
     """Read a .npy stream of `size` bytes, allocating nothing that the stream does not hold."""
     shape, _, dtype = _read_header(file, size)
-    _check_size(math.prod(shape) * dtype.itemsize, advice)
+    # Values become uint8 or float32, and a permutation that splits them takes 16 bytes a row.
+    values = math.prod(shape)
+    kept = values * max(dtype.itemsize, 4 if dtype.kind == "f" else 1) + 16 * min(values, math.prod(shape[:1]))
+    check_memory(kept, advice=advice)
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -70,11 +94,21 @@ def read_npy(path: Path) -> dict[str, np.ndarray]:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     with reading(path, "plain arrays written by numpy.savez"), zipfile.ZipFile(path) as archive:
-        _check_size(sum(info.file_size for info in archive.infolist()))
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("it holds two arrays of one name")
+        if len(members) > MAX_ARRAYS:
+            raise ValueError(f"it holds {len(members)} files, and the limit is {MAX_ARRAYS}")
+        if not {info.compress_type for info in members.values()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise ValueError("it is compressed by a method that numpy does not use")
+        announced, held = sum(info.file_size for info in members.values()), path.stat().st_size
+        if announced > DEFLATE_MAX_RATIO * held:
+            raise ValueError(f"it announces {announced} bytes, more than its {held} can expand to")
+        check_memory(announced)
         arrays = {}
-        for info in archive.infolist():
+        for name, info in members.items():
             with archive.open(info) as file:
-                arrays[info.filename.removesuffix(".npy")] = _read_array(file, info.file_size)
+                arrays[name] = _read_array(file, info.file_size)
         return arrays
 
 
@@ -191,7 +225,9 @@ def read_folder(folder: Path) -> np.ndarray:
         with _open_image(path) as image:
             sizes.append(image.size)
             modes.add(image.mode)
-            if image.mode[0] in "IF":
+            if leaves(path, folder):
+                raise ValueError("it is a link out of its folder; put a copy there")
+            if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow halves the bits of colours unasked
                 raise ValueError("it has more than 8 bits per pixel")
             if image.size != sizes[0]:
                 raise ValueError(f"its size is {image.size}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
@@ -199,7 +235,7 @@ def read_folder(folder: Path) -> np.ndarray:
     width, height = sizes[0]
     shape = (len(paths), height, width, len(mode))
     with reading(folder, "fewer or smaller images"):
-        _check_size(math.prod(shape))
+        check_memory(math.prod(shape))
         x = np.empty(shape, np.uint8)
     for row, path in zip(x, paths, strict=True):
         with _open_image(path) as image:

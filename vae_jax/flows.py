@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.config import MAX_LAYERS
 from vae_jax.core import Params
 from vae_jax.distributions import DiagonalGaussian, Flow
 from vae_jax.networks import Function, coupling
@@ -51,6 +52,8 @@ def real_nvp(latent_dim: int, num_couplings: int, hidden_size: int) -> RealNVP:
     """ValueError if there is nothing to couple."""
     if latent_dim < 2 or num_couplings < 1:
         raise ValueError(f"a flow of {num_couplings} couplings in {latent_dim} dimensions; expected at least 1 in 2.")
+    if num_couplings > MAX_LAYERS:
+        raise ValueError(f"num_couplings is {num_couplings}; expected at most {MAX_LAYERS}.")
     half = latent_dim // 2
     kept = tuple(half if i % 2 == 0 else latent_dim - half for i in range(num_couplings))
     return RealNVP(kept, tuple(coupling(2 * (latent_dim - n), hidden_size=hidden_size) for n in kept))

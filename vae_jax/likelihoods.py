@@ -38,8 +38,8 @@ def bernoulli(shape: tuple[int, ...]) -> Likelihood:
 
 def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
     """N(mean, sigma^2) with sigma fixed: at sigma 1, half the squared error plus log(2 pi) / 2 an element."""
-    if not sigma > 0:
-        raise ValueError(f"sigma is {sigma}; expected a positive number.")
+    if not 1e-18 <= sigma <= 1e18:  # float32 holds its square and the inverse of that
+        raise ValueError(f"sigma is {sigma}; expected a positive number. From 1e-18 to 1e18 is possible.")
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
         mean = outputs[..., 0]

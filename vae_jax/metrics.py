@@ -40,13 +40,16 @@ def text(run_dir: Path) -> str:
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """The records, up to a line that is none: a last line torn by a crash is left out."""
+    """The records, up to a line that is none: a last line torn by a crash."""
     records = []
     for line in text(run_dir).splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 

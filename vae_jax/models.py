@@ -10,14 +10,32 @@ from vae_jax import hierarchies, likelihoods, networks, posteriors, priors
 from vae_jax.config import Config, make
 from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
+from vae_jax.files import check_memory
 from vae_jax.inputs import DataInfo, to_float
 
 
 def build(config: Config, data: DataInfo) -> VAE:
-    """The VAE that `config` names for such data. UserError if they do not fit.
+    """The VAE that `config` names for such data. UserError if they do not fit, or it would not fit into memory.
 
     `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias.
     """
+    vae = _build(config, data)
+    try:
+        abstract_params(vae, data)
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"The config makes no model: {reason}. Set other sizes or options.") from None
+    return vae
+
+
+def abstract_params(vae: VAE, data: DataInfo) -> Params:
+    """The shapes and types of the parameters, of which none is made. ValueError if this machine cannot hold them."""
+    params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
+    check_memory(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), "the parameters take")
+    return params
+
+
+def _build(config: Config, data: DataInfo) -> VAE:
     shape, latent_dim = data.shape, config.latent_dim
     if config.conditional and not data.num_classes:
         raise UserError("conditional is true but the data has no labels. Give some or set --config.conditional=false.")
@@ -30,7 +48,7 @@ def build(config: Config, data: DataInfo) -> VAE:
     network = _network(config, shape, posterior, likelihood)
     if not config.hierarchy:
         if config.hierarchy_options:
-            raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy.")
+            raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
         parts = _Parts(*network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
         return _join(parts, config.output_bias)
 
@@ -126,7 +144,7 @@ def _network(
     if config.compute_dtype != "float32":
         given["compute_dtype"] = config.compute_dtype
     if twice := sorted(given.keys() & config.network_options.keys()):
-        raise UserError(f"network_options holds {twice[0]}, which is a field of its own: --config.{twice[0]}.")
+        raise UserError(f"network_options holds {twice[0]}, which is a field of its own. Set --config.{twice[0]}.")
     options = {**given, **config.network_options}
     return make(networks, "Network", config.network, shape, posterior.num_outputs, likelihood.num_outputs, **options)
 

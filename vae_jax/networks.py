@@ -13,6 +13,8 @@ from vae_jax.convolution import conv, conv_transpose
 from vae_jax.core import Params, with_context
 from vae_jax.products import product
 
+MAX_WEIGHTS = 2**48  # of a layer: beyond 2^63 XLA ends the process, and long before no memory holds them
+
 
 class Function(NamedTuple):
     """A pure function of parameters; `context`, [..., C] or None, joins the input."""
@@ -43,6 +45,7 @@ def mlp(
     encoder's unless given. Weights begin with the variance init_scale / fan_in (LeCun's at 1, PyTorch's at 1/3).
     compute_dtype: of the factors of the matrix products, see `products.product`.
     """
+    _check_scale(init_scale)
     sizes, activations = tuple(hidden_sizes), _activations(activation, len(hidden_sizes))
     encoder = _MLP(sizes, encoder_outputs, activations, init_scale, compute_dtype)
     decoder = _MLP(
@@ -75,8 +78,9 @@ def convolutional(
     """
     if len(shape) != 3:
         raise ValueError(f"The convolutional network got examples of shape {shape}; expected images [H, W, C].")
-    if not channels or not all(isinstance(size, int) and size > 0 for size in channels):
+    if not channels:
         raise ValueError(f"channels is {channels!r}; expected positive whole numbers.")
+    _check_scale(init_scale)
     num = len(hidden_sizes)
     channels, hidden_sizes = tuple(channels), tuple(hidden_sizes)
     encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), init_scale)
@@ -197,10 +201,20 @@ class _ConvDecoder(nn.Module):
         return x.reshape(*z.shape[:-1], *x.shape[1:])
 
 
+def _check_scale(init_scale: float) -> None:
+    if init_scale < 0:
+        raise ValueError(f"init_scale is {init_scale}; expected at least 0.")
+
+
 def _scaled(scale: float) -> Callable[..., Array]:
-    if not scale:
-        return nn.initializers.zeros
-    return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
+    draw = nn.initializers.variance_scaling(scale, "fan_in", "uniform") if scale else nn.initializers.zeros
+
+    def init(key: Array, shape: tuple[int, ...], *dtype) -> Array:
+        if prod(shape) >= MAX_WEIGHTS:
+            raise ValueError(f"a layer has weights of shape {shape}; expected less than {MAX_WEIGHTS} in all.")
+        return draw(key, shape, *dtype)
+
+    return init
 
 
 def _function(

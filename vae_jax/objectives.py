@@ -142,7 +142,9 @@ def build(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
         weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "analytic"}
         for name, neutral in weights.items():
             if getattr(config, name) != neutral:
-                raise UserError(f"{name} is {getattr(config, name)!r}, which objective 'iwae' has no place for.")
+                raise UserError(
+                    f"{name} is {getattr(config, name)!r}, which objective 'iwae' has no place for. Leave it out."
+                )
         if config.estimator == "stl":
             raise UserError("estimator 'stl' is biased for objective 'iwae'. Choose dreg, which is stl at K = 1.")
         return partial(negative_iwae, num_samples=config.num_samples, estimator=config.estimator)
@@ -152,6 +154,11 @@ def build(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
         raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form has no log q(z | x).")
     if config.kl != "analytic" and config.free_bits:
         raise UserError("free_bits needs --config.kl=analytic: the KL of each latent dimension in closed form.")
+    if config.free_bits and (config.hierarchy or (config.posterior, config.prior) != ("diagonal", "standard_normal")):
+        raise UserError(
+            f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
+            "the KL of each latent dimension in closed form. Set --config.free_bits=0."
+        )
     return partial(
         negative_elbo,
         alpha=config.alpha,

@@ -41,6 +41,8 @@ def save_curves(
 ) -> None:
     """Draw the learning curves of metrics.jsonl: `names`, by default the bound and its terms, by split and epoch."""
     figure, axes = _figure(len(names), (4 * len(names), 3.6))
+    records = [r for r in records if all(isinstance(r.get(name), int | float) for name in ("epoch", *names))]
+    records = [r for r in records if isinstance(r.get("split"), str)]
     for axis, name in zip(axes, names, strict=True):
         for split in sorted({record["split"] for record in records}):
             points = [(record["epoch"], record[name]) for record in records if record["split"] == split]
@@ -48,7 +50,8 @@ def save_curves(
         axis.set_title(f"{name} (nats)")
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    if records:
+        axes[0].legend()
     _save_figure(path, figure)
 
 

@@ -10,6 +10,8 @@ from vae_jax import flows
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Delta, DiagonalGaussian, Flow, FullGaussian
 
+MAX_FULL = 2000  # dimensions of a full covariance: the encoder gives half their square, two million numbers
+
 
 class Posterior(NamedTuple):
     num_outputs: int  # numbers an example that the encoder gives
@@ -29,6 +31,8 @@ def diagonal(latent_dim: int) -> Posterior:
 
 def full_covariance(latent_dim: int) -> Posterior:
     """N(mean, T T') with T lower triangular, its diagonal exponentiated."""
+    if latent_dim > MAX_FULL:
+        raise ValueError(f"latent_dim is {latent_dim}; expected at most {MAX_FULL}.")
     rows, columns = jnp.tril_indices(latent_dim, -1)
 
     def build(params: Params, outputs: Array) -> FullGaussian:

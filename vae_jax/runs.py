@@ -9,19 +9,24 @@ import json
 import operator
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from math import isfinite, prod
 from pathlib import Path
 from typing import IO
 
 from vae_jax import digests
-from vae_jax.config import Config, from_json, to_json
+from vae_jax.config import MAX_WHOLE, Config, from_json, to_json
 from vae_jax.errors import UserError
+from vae_jax.files import leaves
 from vae_jax.inputs import DataInfo
 
 FORMAT = 3
+MAX_RUN_BYTES = 1 << 20  # of run.json, which has a few thousand
+MAX_VALUES = 2**28  # of an example: a picture of 9,000 x 9,000 pixels in colour
 
 
 @contextmanager
@@ -40,6 +45,7 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
             with _locked(path):
                 moved = move_aside(run_dir)
             print(f"moved the earlier run to {moved}", file=sys.stderr)
+    _check_own(run_dir)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,7 +64,10 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
     """The config and data of a run directory, or a UserError that says why it is none."""
     path = run_dir / "run.json"
     _check_run(run_dir)
+    _check_own(run_dir)
     try:
+        if path.stat().st_size > MAX_RUN_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, and the limit is {MAX_RUN_BYTES}")
         run = json.loads(path.read_text())
         if run["format"] > FORMAT:
             raise UserError(f"{path} has format {run['format']}; this version reads {FORMAT}. Update vae_jax.")
@@ -69,16 +78,12 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
             )
         if run.pop("sha256") != digests.of_json(run):
             raise ValueError("it differs from its digest")
-        data = DataInfo(**run["data"])
-        low, high = (float(end) for end in data.range)
-        shape = tuple(operator.index(size) for size in data.shape)
-        return from_json(run["config"]), data._replace(shape=shape, range=(low, high))
+        return from_json(run["config"]), _checked(DataInfo(**run["data"]))
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Train again, with --restart or in another directory."
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{path} is damaged ({reason}). Train again, with --restart or in another directory.") from None
 
 
 def move_aside(run_dir: Path) -> Path:
@@ -108,6 +113,33 @@ def _check_run(run_dir: Path) -> None:
     if not (run_dir / "run.json").is_file():
         what = "has no run.json" if run_dir.is_dir() else "is no directory"
         raise UserError(f"{run_dir} {what}; expected a run directory that train.py wrote, such as checkpoints/digits.")
+
+
+def _check_own(run_dir: Path) -> None:
+    """UserError for a link that leaves the run directory, or a device: what is written or removed there stays there."""
+    for folder, folders, names in os.walk(run_dir):
+        for name in (*folders, *names):
+            path = Path(folder, name)
+            mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG  # it may vanish meanwhile
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not leaves(path, run_dir))):
+                what = "a link out of the run directory" if stat.S_ISLNK(mode) else "no plain file"
+                raise UserError(f"{path} is {what}; expected only files and folders of its own. Put a copy there.")
+
+
+def _checked(data: DataInfo) -> DataInfo:
+    """What run.json says of the data, with the right types. TypeError or ValueError if it cannot be."""
+    low, high = (float(end) for end in data.range)
+    shape = tuple(operator.index(size) for size in data.shape)
+    if not (1 <= len(shape) <= 3 and min(shape) > 0 and prod(shape) <= MAX_VALUES):
+        raise ValueError(f"examples of shape {shape}; expected at most {MAX_VALUES} values")
+    if not (isfinite(low) and isfinite(high)):
+        raise ValueError(f"data from {low} to {high}; expected finite numbers")
+    for name in ("num_classes", "num_train", "num_validation", "num_test"):
+        if not 0 <= operator.index(getattr(data, name)) <= MAX_WHOLE:
+            raise ValueError(f"{name} is {getattr(data, name)}; expected at least 0")
+    if not (isinstance(data.fingerprint, str) and isinstance(data.data_dir, str | None)):
+        raise TypeError("fingerprint and data_dir are no text")
+    return data._replace(shape=shape, range=(low, high))
 
 
 def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:

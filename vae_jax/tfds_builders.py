@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import math
 import struct
 import sys
@@ -26,10 +27,15 @@ from PIL import Image
 from tensorflow_datasets.image_classification import mnist as stock
 
 from vae_jax.errors import UserError
+from vae_jax.files import DEFLATE_MAX_RATIO, leaves
 
 CONNECT_SECONDS = 5.0
+MAX_FEATURES = 1 << 20  # bytes of a features.json; that of MNIST has 700
 _READ_CHUNK = 10_000
-_DEFLATE_MAX_RATIO = 1032
+_FEATURES = [
+    f"tensorflow_datasets.core.features.{name}"
+    for name in ("features_dict.FeaturesDict", "image_feature.Image", "class_label_feature.ClassLabel")
+]
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -44,7 +50,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         shape = struct.unpack(f">{ndim}I", header[4:])
         size = math.prod(shape)
         # Nothing is allocated for a size that the compressed bytes cannot hold.
-        if size > _DEFLATE_MAX_RATIO * path.stat().st_size:
+        if size > DEFLATE_MAX_RATIO * path.stat().st_size:
             raise ValueError(f"{path} is too short for the shape {shape} in its header")
         data = file.read(size + 1)
     if len(data) != size:
@@ -172,6 +178,24 @@ def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
             yield from source.__getitems__(range(start, min(start + _READ_CHUNK, len(source))))
 
 
+def check_prepared(directory: Path) -> None:
+    """ValueError unless the features are those of MNIST: TFDS imports whatever module a features.json names."""
+    path = directory / "features.json"
+    if path.stat().st_size > MAX_FEATURES:
+        raise ValueError(f"features.json has {path.stat().st_size} bytes")
+
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                named = key.replace("_", "").lower() in ("type", "pythonclassname")
+                if (named and item not in _FEATURES) or (key == "content" and isinstance(item, str)):
+                    raise ValueError(f"features.json names {str(item)[:100]!r}, which is no feature of MNIST")
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(item)
+
+    check(json.loads(path.read_text()))
+
+
 def read(directory: Path) -> dict[str, np.ndarray]:
     """Return x_train, y_train, x_test, y_test of a prepared directory, array_record or TFRECORD.
 
@@ -181,8 +205,11 @@ def read(directory: Path) -> dict[str, np.ndarray]:
     arrays = {}
     try:
         with _quiet():
+            check_prepared(directory)
             builder = tfds.builder_from_directory(directory)
             for split in ("train", "test"):
+                if any(leaves(path, directory) for path in builder.info.splits[split].filepaths):
+                    raise ValueError(f"the {split} records lie outside of it")
                 examples = list(_examples(builder, split))
                 if len(examples) != builder.info.splits[split].num_examples:
                     raise ValueError(f"{len(examples)} {split} records do not match dataset_info.json")

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from vae_jax import devices, guard
-from vae_jax.config import Config, unknown
+from vae_jax.config import MAX_STEPS, Config, unknown
 from vae_jax.core import VAE, Params, condition
 from vae_jax.errors import UserError
 from vae_jax.guard import Guard
@@ -184,18 +184,21 @@ def make_optimizer(
 
     learning_rate: the peak, possibly traced, in place of the config's. The state is the same for every value.
     """
-    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f)}
+    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and name[0] != "_"}
     choices = {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
     if config.optimizer not in choices:
         raise unknown("optimizer", config.optimizer, tuple(sorted(choices)))
     schedule = make_schedule(config, steps_per_epoch, learning_rate)
     try:
         optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
-        weights = jnp.zeros(2)  # an optimiser may accept what its first step cannot use
+        weights = jnp.zeros((2, 2))  # an optimiser may accept what its first step cannot use
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
             jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer {config.optimizer!r} with {config.optimizer_options}: {error}") from None
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"optimizer {config.optimizer!r} with {config.optimizer_options}: {reason}. Set other options."
+        ) from None
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
 
 
@@ -215,6 +218,8 @@ def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | f
     learning_rate: the peak, possibly traced, in place of the config's.
     """
     total = config.num_epochs * steps_per_epoch
+    if total > MAX_STEPS:
+        raise UserError(f"num_epochs is {config.num_epochs}; expected at most {MAX_STEPS // steps_per_epoch}.")
     peak = config.learning_rate if learning_rate is None else learning_rate
     if config.warmup_steps >= total:
         raise UserError(f"warmup_steps is {config.warmup_steps}; expected less than the run's {total} steps.")
