@@ -38,7 +38,7 @@ def test_product_by_vmap_is_one_by_one(key):
     np.testing.assert_array_equal(batched, jnp.stack([product(each, w, "bfloat16") for each in x]))
 
 
-@pytest.mark.parametrize("fields", ({}, {"hierarchy": "hvae"}))
+@pytest.mark.parametrize("fields", ({}, {"network": "convolutional"}, {"hierarchy": "hvae"}))
 def test_a_vae_of_rounded_products_is_nearly_that_of_exact_ones(key, fields):
     x = jax.random.uniform(jax.random.key(1), (8, 6, 6, 1))
     losses, grads = [], []
@@ -56,4 +56,4 @@ def test_a_vae_of_rounded_products_is_nearly_that_of_exact_ones(key, fields):
     assert losses[0] != losses[1]
     np.testing.assert_allclose(*losses, rtol=3e-3)
     cosine = jnp.vdot(*grads) / jnp.linalg.norm(grads[0]) / jnp.linalg.norm(grads[1])
-    assert cosine > 0.995
+    assert cosine > 0.98  # a rounded number may be on the other side of a ReLU

@@ -12,32 +12,36 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.errors import UserError
+from vae_jax.products import product
 
 Size = tuple[int, int]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+def conv(x: Array, kernel: Array, stride: int = 1, compute_dtype: str = "float32") -> Array:
     """Convolution with 'SAME' padding: `lax.conv_general_dilated(x, kernel, (stride, stride), "SAME")` in NHWC, HWIO.
 
-    x: [B, H, W, C]; kernel: [kh, kw, C, D]. Returns [B, ceil(H / stride), ceil(W / stride), D].
+    x: [B, H, W, C]; kernel: [kh, kw, C, D]. Returns [B, ceil(H / stride), ceil(W / stride), D]. compute_dtype: of the
+    factors of its products.
     Raises UserError if the shapes do not fit.
     """
     _check(x, kernel)
 
-    def product(x: Array, kernel: Array) -> Array:
+    def products(x: Array, kernel: Array) -> Array:
         (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
         if stride == 1 and d < c and kh % 2 == kw % 2 == 1:  # moves D numbers for each tap, not C
-            return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w))
-        return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d))
+            return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w), compute_dtype)
+        return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NHWC)
+        x, kernel = x.astype(compute_dtype), kernel.astype(compute_dtype)
+        y = lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NHWC)
+        return y.astype(jnp.float32)
 
-    return lax.platform_dependent(x, kernel, cpu=product, default=native)
+    return lax.platform_dependent(x, kernel, cpu=products, default=native)
 
 
-def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size) -> Array:
+def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, compute_dtype: str = "float32") -> Array:
     """Transpose of `conv`: each pixel of x adds a multiple of the kernel to the output, `stride` pixels apart.
 
     x: [B, h, w, C]; kernel: [kh, kw, C, D]; output_size: (H, W) with ceil(H / stride) = h and ceil(W / stride) = w.
@@ -59,32 +63,33 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size) -> A
         for n, m, k in zip(output_size, small, kernel_size, strict=True)
     ]
 
-    def product(x: Array, kernel: Array) -> Array:
-        return _product_then_fold(x, kernel, stride, (height, width))
+    def products(x: Array, kernel: Array) -> Array:
+        return _product_then_fold(x, kernel, stride, (height, width), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
-        dilation = (stride, stride)
-        return lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, dilation, dimension_numbers=_NHWC)
+        dilation, x, kernel = (stride, stride), x.astype(compute_dtype), kernel[::-1, ::-1].astype(compute_dtype)
+        y = lax.conv_general_dilated(x, kernel, (1, 1), padding, dilation, dimension_numbers=_NHWC)
+        return y.astype(jnp.float32)
 
-    return lax.platform_dependent(x, kernel, cpu=product, default=native)
+    return lax.platform_dependent(x, kernel, cpu=products, default=native)
 
 
-def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size) -> Array:
+def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: str) -> Array:
     (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
     if stride > 1 or d >= 16 or kh % 2 == 0 or kw % 2 == 0:
-        return _fold(_product(x, kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * d)), (kh, kw), stride, size)
+        return _fold(_product(x, kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * d), dtype), (kh, kw), stride, size)
     # So few channels do not fill a vector register: the image's rows do, so each tap is a plane of pixels.
     weights = kernel.swapaxes(2, 3).reshape(kh * kw * d, c)
-    taps = lax.dot_general(weights, x.reshape(-1, c), (((1,), (1,)), ((), ()))).reshape(kh, kw, d, b, h, w)
+    taps = product(weights, x.reshape(-1, c).T, dtype).reshape(kh, kw, d, b, h, w)
     taps = jnp.pad(taps, ((0, 0), (0, 0), (0, 0), (0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)))
     shifted = [taps[t, u, ..., kh - 1 - t :, kw - 1 - u :][..., :h, :w] for t in range(kh) for u in range(kw)]
     # Its gradient goes to nine taps, each of which would compute it anew.
     return lax.optimization_barrier(jnp.moveaxis(sum(shifted[1:], shifted[0]), 0, -1))
 
 
-def _product(x: Array, w: Array) -> Array:
+def _product(x: Array, w: Array, dtype: str) -> Array:
     """x @ w as a product of two matrices: with a 4-axis x, a training step takes 1.7 times as long on XLA:CPU."""
-    return (x.reshape(-1, w.shape[0]) @ w).reshape(*x.shape[:-1], w.shape[1])
+    return product(x.reshape(-1, w.shape[0]), w, dtype).reshape(*x.shape[:-1], w.shape[1])
 
 
 # The gradients are by hand because that of a slice is a padded image.

@@ -70,6 +70,7 @@ def convolutional(
     activation: str = "relu",
     decoder_activation: str = "",
     init_scale: float = 1.0,
+    compute_dtype: str = "float32",
 ) -> Network:
     """3x3 convolutions of stride 2 with `channels`, then dense layers of `hidden_sizes`; the decoder mirrors them.
 
@@ -83,9 +84,10 @@ def convolutional(
     _check_scale(init_scale)
     num = len(hidden_sizes)
     channels, hidden_sizes = tuple(channels), tuple(hidden_sizes)
-    encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), init_scale)
+    weights = (init_scale, compute_dtype)
+    encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), *weights)
     activations = _split(decoder_activation or activation, num + 1, len(channels))
-    decoder = _ConvDecoder(shape, channels, hidden_sizes, decoder_outputs, *activations, init_scale)
+    decoder = _ConvDecoder(shape, channels, hidden_sizes, decoder_outputs, *activations, *weights)
     unflatten = lambda y: y.reshape(*y.shape[:-1], shape[-1], decoder_outputs)  # noqa: E731
     return Network(_function(encoder), _function(decoder, after=unflatten))
 
@@ -142,6 +144,7 @@ class _Kernel(nn.Module):
     channels: int
     stride: int
     init_scale: float
+    compute_dtype: str
     output_size: tuple[int, int] | None = None
 
     @nn.compact
@@ -149,9 +152,9 @@ class _Kernel(nn.Module):
         kernel = self.param("kernel", _scaled(self.init_scale), (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         if self.output_size is None:
-            y = conv(x, kernel, self.stride)
+            y = conv(x, kernel, self.stride, self.compute_dtype)
         else:
-            y = conv_transpose(x, kernel, self.stride, self.output_size)
+            y = conv_transpose(x, kernel, self.stride, self.output_size, self.compute_dtype)
         return y + bias.reshape(1, 1, 1, -1)
 
 
@@ -162,14 +165,16 @@ class _ConvEncoder(nn.Module):
     conv_activations: Activations
     dense_activations: Activations
     init_scale: float
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
+        weights = (self.init_scale, self.compute_dtype)
         batch, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
         for size, activation in zip(self.channels, self.conv_activations, strict=True):
-            x = activation(_Kernel(size, 2, self.init_scale)(x))
+            x = activation(_Kernel(size, 2, *weights)(x))
         features = x.reshape(*batch, prod(x.shape[1:]))
-        dense = _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, self.init_scale, name="dense")
+        dense = _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, *weights, name="dense")
         return dense(features, context)
 
 
@@ -181,9 +186,11 @@ class _ConvDecoder(nn.Module):
     dense_activations: Activations
     conv_activations: Activations
     init_scale: float
+    compute_dtype: str
 
     @nn.compact
     def __call__(self, z: Array, context: Array | None = None) -> Array:
+        weights = (self.init_scale, self.compute_dtype)
         height, width, num_channels = self.shape
         sizes = [(height, width)]  # from the output down to the smallest image
         for _ in self.channels:
@@ -191,13 +198,13 @@ class _ConvDecoder(nn.Module):
         smallest = (*sizes[-1], self.channels[0])
         *hidden, last = self.dense_activations
         sizes_up = tuple(reversed(self.hidden_sizes))
-        dense = _MLP(sizes_up, prod(smallest), tuple(hidden), self.init_scale, name="dense")
+        dense = _MLP(sizes_up, prod(smallest), tuple(hidden), *weights, name="dense")
         x = last(dense(z, context)).reshape(-1, *smallest)
         for size, output_size, activation in zip(
             reversed(self.channels), reversed(sizes[:-1]), self.conv_activations, strict=True
         ):
-            x = activation(_Kernel(size, 2, self.init_scale, output_size)(x))
-        x = _Kernel(num_channels * self.num_outputs, 1, self.init_scale, (height, width), name="output")(x)
+            x = activation(_Kernel(size, 2, *weights, output_size)(x))
+        x = _Kernel(num_channels * self.num_outputs, 1, *weights, (height, width), name="output")(x)
         return x.reshape(*z.shape[:-1], *x.shape[1:])
 
 
