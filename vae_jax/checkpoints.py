@@ -134,12 +134,12 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
     """
     run_dir = Path(run_dir)
     config, data = read_run(run_dir)
-    step = _choose(run_dir, checkpoint)
     try:
         vae = models.build(config, data)
     except UserError as error:
         raise UserError(f"{run_dir / 'run.json'}: {error}") from None
-    like = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
+    like = models.abstract_params(vae, data)
+    step = _choose(run_dir, checkpoint)  # just before it is read: a run that goes on deletes it some time
     (params,) = _read_arrays(_folder(run_dir, step), params=like)
     return Restored(config, data, vae, params, step)
 
