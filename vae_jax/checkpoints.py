@@ -139,9 +139,15 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
     except UserError as error:
         raise UserError(f"{run_dir / 'run.json'}: {error}") from None
     like = models.abstract_params(vae, data)
-    step = _choose(run_dir, checkpoint)  # just before it is read: a run that goes on deletes it some time
-    (params,) = _read_arrays(_folder(run_dir, step), params=like)
-    return Restored(config, data, vae, params, step)
+    while True:
+        there = steps(run_dir)
+        try:
+            step = _choose(run_dir, checkpoint)
+            (params,) = _read_arrays(_folder(run_dir, step), params=like)
+            return Restored(config, data, vae, params, step)
+        except (OSError, UserError):
+            if steps(run_dir) == there:  # else a run that goes on has deleted what was read
+                raise
 
 
 def _folder(run_dir: Path, name: int | str) -> Path:
