@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import files, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def to_zip(restored: Restored) -> bytes:
     """The zip: sample.jax, encode.jax, decode.jax, weights.npz, config.json, vae.py that loads them, and README.md.
 
-    UserError if flatbuffers, of which `jax.export` makes its files, is not installed.
+    With the package flatbuffers, in which `jax.export` writes and reads its files, so that whoever reads them needs jax
+    alone. UserError if it is not installed here.
     """
     if find_spec("flatbuffers") is None:
         raise UserError("export needs the package flatbuffers. Install it: python -m pip install flatbuffers")
@@ -38,6 +39,7 @@ def to_zip(restored: Restored) -> bytes:
         "config.json": (json.dumps(description, indent=2) + "\n").encode(),
         "weights.npz": _npz(named(restored.params)),
         **{f"{name}.jax": bytes(function.serialize()) for name, function in functions(restored).items()},
+        **{str(file): Path(file.locate()).read_bytes() for file in files("flatbuffers") or () if file.suffix == ".py"},
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

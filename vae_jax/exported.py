@@ -1,20 +1,16 @@
 """A trained variational autoencoder by itself: `sample`, `encode` and `decode` as JAX functions. README.md tells more.
 
-It reads the files beside it, unpacked or in their zip. Nothing is needed but jax, numpy and flatbuffers.
+It reads the files beside it, unpacked or in their zip, where flatbuffers is too. Nothing is needed but jax.
 """
 
 import io
 import json
 from functools import cache
-from importlib.util import find_spec
 from pkgutil import get_data
 
 import jax
 import numpy as np
 from jax import export
-
-if find_spec("flatbuffers") is None:
-    raise ImportError("jax.export reads its files with flatbuffers. Install it: python -m pip install flatbuffers")
 
 
 def sample(key, num, label=None):
