@@ -24,7 +24,7 @@ import numpy as np
 from conftest import ROOT, contents, train_flags
 from test_train import assert_bit_equal, assert_same_records, final_state
 
-from vae_jax import checkpoints, metrics, models, runs, update
+from vae_jax import arrays, checkpoints, metrics, models, runs, update
 from vae_jax.errors import UserError
 
 # kills
@@ -115,7 +115,7 @@ class Judge:
     """
 
     def __init__(self, run_dir):
-        self.reads, self.read_arrays = {}, checkpoints._read_arrays
+        self.reads, self.read_arrays = {}, arrays.read
         self.run = runs.read_run(run_dir)
         config, data = self.run
         self.steps = checkpoints.steps(run_dir)
@@ -133,7 +133,7 @@ class Judge:
 
     def __call__(self, run_dir):
         """'detected' or 'harmless'; AssertionError if anything read is wrong. Resumes the run, as train.py would."""
-        with mock.patch.object(checkpoints, "_read_arrays", self.read_once):
+        with mock.patch.object(arrays, "read", self.read_once):
             return self.judge(run_dir)
 
     def read_once(self, folder, **likes):

@@ -16,7 +16,7 @@ MODULES = {file.stem: ast.parse(file.read_text()) for file in FILES}
 NEVER = {"haiku", "equinox", "numpyro", "tensorflow", "torch", "pickle"}
 ONLY_IN = {
     "flax": {"networks"},
-    "orbax": {"checkpoints"},
+    "orbax": {"arrays"},
     "tensorflow_datasets": {"tfds_builders"},
     "tensorboardX": {"tensorboard"},
 }

@@ -53,7 +53,8 @@ def trains(config):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "RUN_DIR" in c or "evaluate" in c])
 def test_command(command, beside_a_run, digits_run, conditional_run):
     run_dir = conditional_run if "--label" in command else digits_run
-    argv = shlex.split(re.sub(r"RUN_DIR|checkpoints/\w+", str(run_dir), command).replace("5000", "20").replace("=100", "=5"))[3:]
+    small = command.replace("5000", "20").replace("=100", "=5")
+    argv = shlex.split(re.sub(r"RUN_DIR|checkpoints/\w+", str(run_dir), small))[3:]
     if "--data=mine.npy" in argv:
         argv[argv.index("--data=mine.npy")] = "--data=digits"
     if argv[0] != "evaluate" and not any(word.startswith("--out") for word in argv):
