@@ -168,8 +168,11 @@ def _steps(update: Update, state: TrainState, batch: Callable[[Array], Examples]
     def step(i: Array, carry: tuple[TrainState, dict[str, Array]]):
         state, sums = carry
         state, metrics = update(state, *batch(i))
-        skipped = metrics["skipped"]
-        counted = {**jax.tree.map(partial(jnp.where, skipped > 0, 0.0), metrics), "skipped": skipped}
+        skipped = metrics.get("skipped", jnp.zeros(()))
+        counted = {
+            name: value if name == "skipped" else jnp.where(skipped > 0, jnp.zeros_like(value), value)
+            for name, value in metrics.items()
+        }
         return state, jax.tree.map(jnp.add, sums, counted)
 
     _, shapes = jax.eval_shape(lambda state: update(state, *batch(jnp.int32(0))), state)

@@ -60,10 +60,11 @@ def several(*, steps: int, num_models: int, together: bool, **fields: Any):
     return Prepared(_rate(run, num_models * steps * config.batch_size))
 
 
-def evaluation(*, num: int, num_samples: int, recipe: str = "", xla_default: bool = False):
+def evaluation(*, num: int, num_samples: int, recipe: str = "", xla_default: bool = False, **fields: Any):
     """Posterior samples a second of the importance bound of `num` images; by default of the network TANH."""
     _set_options(xla_default)
-    vae = models.build(_config({"recipe": recipe}) if recipe else TANH, _info(num, 28))
+    config = replace(_config({"recipe": recipe}) if recipe else TANH, **fields)
+    vae = models.build(config, _info(num, 28))
     examples = inputs.Examples(jnp.asarray(images(num) > 127, jnp.float32), None)
     params, bound = vae.init(jax.random.key(0), examples.x), evaluate.make_evaluate(vae, num_samples=num_samples)
     return Prepared(_rate(lambda: bound(params, jax.random.key(0), examples), num * num_samples))

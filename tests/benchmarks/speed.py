@@ -27,6 +27,7 @@ def groups(full: bool):
             "PyTorch, data in memory": ("pytorch.in_memory", {"network": "MLP", "batch_size": 128, "steps": 200}),
             "pythae": ("pytorch.pythae", {"steps": 100}),
             "its matrix products alone": ("ours.training_products", {"steps": 400}),
+            "ours in bfloat16": ("ours.training", {**MLP, "steps": 400, "compute_dtype": "bfloat16"}),
         },
     )
     for batch_size, steps in ((16, 200), (128, 25)):
@@ -38,6 +39,10 @@ def groups(full: bool):
                     "pytorch.in_memory",
                     {"network": "Convolutional", "batch_size": batch_size, "steps": steps},
                 ),
+                "ours in bfloat16": (
+                    "ours.training",
+                    {"recipe": "conv", "batch_size": batch_size, "steps": steps, "compute_dtype": "bfloat16"},
+                ),
             },
         )
     size = {"num": 10_000, "num_samples": 5000} if full else {"num": 400, "num_samples": 500}
@@ -46,6 +51,7 @@ def groups(full: bool):
         {
             **_with_default("evaluation", **size),
             "its matrix products alone": ("ours.evaluation_products", size),
+            "ours in bfloat16": ("ours.evaluation", {**size, "compute_dtype": "bfloat16"}),
         },
     )
     yield (
