@@ -38,7 +38,7 @@ def test_a_truncated_file_is_found_or_of_no_account(unbroken, judge):
     found = sum(
         (faults.truncations(unbroken, judge, only) for only in (latest, "run.json", "metrics")), start=faults.Counter()
     )
-    assert found["detected"] > 80
+    assert found["detected"] + found["harmless"] == found.total() > 70
     assert found["harmless"] == 4  # the log, which is taken from the checkpoint, and the last line end of run.json
 
 
