@@ -1,7 +1,10 @@
 """Dynamically binarised MNIST in 75 seconds on 2 CPU cores: an MLP VAE with a RealNVP prior.
 
-python train.py --config=configs/mnist_fast.py
-python -m vae_jax evaluate checkpoints/mnist_fast --num_samples=5000
+    python train.py --config=configs/mnist_fast.py
+    python -m vae_jax evaluate checkpoints/mnist_fast
+
+In 64 to 70 s, the whole process: NLL 85.88 nats, standard error 0.02 (dynamic binarisation, K = 500, all 10,000 test
+images, 3 seeds); 85.70 with K = 5,000 (seed 0). Its products are 1.14 times as fast in bfloat16.
 """
 
 from vae_jax.config import Config
