@@ -142,6 +142,20 @@ OTHER_FLAGS = {
     "recipe that is a device": (["--config=/dev/zero"], ["There is no config file /dev/zero"]),
     "field without a name": (["--config.=3"], ["Unknown flag --config.."]),
     "dashes": (["---"], ["Unknown flag ---"]),
+    "processes without a coordinator": (["--num_processes=2", "--process_id=0"], ["need --coordinator=HOST:PORT"]),
+    "coordinator alone": (["--coordinator=localhost:9999"], ["needs --num_processes and --process_id"]),
+    "coordinator without a port": (
+        ["--coordinator=localhost", "--num_processes=2", "--process_id=0"],
+        ["--coordinator is 'localhost'; expected HOST:PORT"],
+    ),
+    "coordinator of a large port": (
+        ["--coordinator=localhost:99999", "--num_processes=2", "--process_id=0"],
+        ["--coordinator is 'localhost:99999'; expected HOST:PORT"],
+    ),
+    "process past the last": (
+        ["--coordinator=localhost:9999", "--num_processes=2", "--process_id=2"],
+        ["--process_id is 2; expected less than the 2"],
+    ),
 }
 
 # Recipes in Python: id -> (text, parts of the line)
