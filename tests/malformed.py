@@ -142,7 +142,10 @@ OTHER_FLAGS = {
     "recipe that is a device": (["--config=/dev/zero"], ["There is no config file /dev/zero"]),
     "field without a name": (["--config.=3"], ["Unknown flag --config.."]),
     "dashes": (["---"], ["Unknown flag ---"]),
-    "processes without a coordinator": (["--num_processes=2", "--process_id=0"], ["need --coordinator=HOST:PORT"]),
+    "processes without a coordinator": (
+        ["--num_processes=2", "--process_id=0"],
+        ["come without --coordinator. Give its HOST:PORT"],
+    ),
     "coordinator alone": (["--coordinator=localhost:9999"], ["needs --num_processes and --process_id"]),
     "coordinator without a port": (
         ["--coordinator=localhost", "--num_processes=2", "--process_id=0"],

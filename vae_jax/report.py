@@ -172,7 +172,7 @@ def _plane(name: str, z: np.ndarray, kl: np.ndarray) -> tuple[np.ndarray, tuple[
 def _kl_by_dimension(folder: Path, kl: Any) -> str:
     if kl is None:
         return ""
-    draw = partial(pictures.save_bars, values=np.mean(kl, 0, dtype=np.float64))
+    draw = partial(pictures.save_bars, values=np.asarray(np.mean(kl, 0, dtype=np.float64)))
     return _chart(folder, draw, "KL(q(z_i | x) || p(z_i)) in nats, the average over the examples, largest first.")
 
 
