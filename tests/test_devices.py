@@ -93,7 +93,11 @@ def alone(train, tmp_path_factory):
     ("counts", "fields"),
     (
         ((1, 2, 8), {"hidden_sizes": (32,)}),
-        ((1, 8), {"network": "convolutional", "hidden_sizes": (16,), "objective": "iwae", "num_samples": 2}),
+        pytest.param(
+            (1, 8),
+            {"network": "convolutional", "hidden_sizes": (16,), "objective": "iwae", "num_samples": 2},
+            marks=pytest.mark.slow,
+        ),
     ),
     ids=("mlp", "conv"),
 )
