@@ -4,7 +4,7 @@
     python -m vae_jax evaluate checkpoints/mnist_3min
 
 In 156 to 162 s, the whole process: NLL 83.58 nats, standard error 0.03 (dynamic binarisation, K = 500, all 10,000 test
-images, 3 seeds).
+images, 3 seeds); 83.38 with K = 5,000 (seed 0).
 """
 
 from vae_jax.config import Config
