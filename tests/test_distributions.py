@@ -8,7 +8,7 @@ import numpy as np
 import numpyro.distributions as numpyro
 import pytest
 from helpers import assert_within_errors, lenient
-from scipy import stats
+from scipy import special, stats
 
 from vae_jax import distributions, likelihoods
 from vae_jax.core import reparameterize
@@ -257,6 +257,19 @@ def test_bernoulli_is_exact_and_its_gradient_finite_at_any_logit(x, logit):
     exact = x * logit - np.logaddexp(0, logit)
     np.testing.assert_allclose(value, exact, rtol=1e-6, atol=1e-30)
     np.testing.assert_allclose(grad, x - 1 / (1 + np.exp(-np.maximum(logit, -700))), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", (1, 3, 16, 49, 784))
+def test_a_sum_of_bernoulli_log_probs_is_as_exact_as_its_terms(rng, size):
+    some = rng.choice([-1e4, -100, -17, -1, 0, 0.5, 17, 100, 1e4], (5, size))
+    logits, x = some.astype(np.float32), rng.choice([0, 0.3, 1], (5, size)).astype(np.float32)
+    logits[0], x[0] = 17, 1  # small terms alone
+    log_prob = lambda x, logits: Bernoulli(logits).log_prob(x)  # noqa: E731
+    exact = np.sum(x.astype(np.float64) * logits - np.logaddexp(0, logits.astype(np.float64)), -1)
+    np.testing.assert_allclose(log_prob(x, logits), exact, rtol=1e-6)
+    of_x, of_logits = jax.vmap(jax.grad(log_prob, argnums=(0, 1)))(x, logits)
+    np.testing.assert_array_equal(of_x, logits)
+    np.testing.assert_allclose(of_logits, x - special.expit(logits.astype(np.float64)), atol=1e-6)
 
 
 @pytest.mark.parametrize("log_var", (-50.0, 50.0))

@@ -5,7 +5,7 @@ Functions take plain arrays; a distribution is a frozen pytree around them whose
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
-from math import log, pi, prod
+from math import gcd, log, pi, prod
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -30,6 +30,24 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     For x inside (0, 1) this is the cross-entropy of grey pixels: a loss, not the likelihood of any data.
     """
     return x * logits - softplus(logits)  # never the log of a probability: exact at logits of +-1e4
+
+
+@jax.custom_jvp
+def _sum_bernoulli_log_prob(x: Array, logits: Array) -> Array:
+    """The sum of `bernoulli_log_prob` over the last axis, as exact, with one logarithm for 16 elements.
+
+    log(1 + a) + log(1 + b) = log(1 + (a + b + ab)), and on CPU a logarithm takes as long as all else.
+    """
+    size, group = logits.shape[-1], gcd(logits.shape[-1], 16)  # 16 factors of at most 2 are far from an overflow
+    odds = jnp.exp(-jnp.abs(logits)).reshape(*logits.shape[:-1], group, size // group)
+    product = jax.lax.reduce(odds, jnp.zeros((), odds.dtype), lambda a, b: a + b + a * b, (odds.ndim - 2,))
+    return jnp.sum(x * logits - jnp.maximum(logits, 0), -1) - jnp.sum(jnp.log1p(product), -1)
+
+
+_sum_bernoulli_log_prob.defjvps(
+    lambda dx, _, x, logits: jnp.sum(logits * dx, -1),
+    lambda dlogits, _, x, logits: jnp.sum((x - jax.nn.sigmoid(logits)) * dlogits, -1),
+)
 
 
 def gaussian_log_prob(x: Array, mean: Array, log_var: Array) -> Array:
@@ -165,7 +183,7 @@ class Bernoulli:
 
     def log_prob(self, value: Array) -> Array:
         x, logits = _flat(self.event_ndim, value, self.logits)
-        return jnp.sum(bernoulli_log_prob(x, logits), -1)
+        return _sum_bernoulli_log_prob(x, logits)
 
 
 @distribution
