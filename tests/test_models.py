@@ -1,5 +1,6 @@
 """Every network, likelihood and posterior fit together; what does not fit is one line of error."""
 
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -35,6 +36,9 @@ def info(shape=(8, 8, 1), **changes):
 
 def config(network="mlp", **settings):
     return Config(network=network, latent_dim=LATENTS, batch_size=BATCH, **(NETWORKS[network] | settings))
+
+
+SUB_PIXEL = config("convolutional", network_options={"channels": [4, 6], "decoder_channels": [5]})
 
 
 def data(shape, num=40):
@@ -73,9 +77,10 @@ def test_every_combination_has_its_shapes(network, shape, likelihood, posterior)
     assert x.shape == (2, BATCH, *shape) and log_prior.shape == (2, BATCH)
 
 
-@pytest.mark.parametrize("network, shape", (("mlp", (5,)), ("convolutional", (7, 5, 3))))
-def test_gradients_are_finite_and_reach_every_layer(network, shape, key):
-    vae = models.build(config(network, activation="tanh", likelihood="gaussian_pixel"), info(shape))
+@pytest.mark.parametrize("case, shape", (("mlp", (5,)), ("convolutional", (7, 5, 3)), ("sub-pixel", (7, 5, 3))))
+def test_gradients_are_finite_and_reach_every_layer(case, shape, key):
+    own = SUB_PIXEL if case == "sub-pixel" else config(case)
+    vae = models.build(replace(own, activation="tanh", likelihood="gaussian_pixel"), info(shape))
     loss = lambda params, key, x: negative_elbo(params, key, x, vae)[0]  # noqa: E731
     grads = jax.jit(jax.grad(loss))(start(vae, shape), key, data(shape, BATCH))
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
@@ -88,18 +93,35 @@ def test_the_parameters_of_a_likelihood_are_learned(key):
     assert grads["likelihood"]["log_var"] != 0
 
 
+def test_the_decoder_of_convolutions_mirrors_the_encoder_unless_given():
+    mirrored = config("convolutional", network_options={"channels": [4, 6], "decoder_channels": [4, 6, 4]})
+    one, other = (models.build(c, info((7, 5, 3))) for c in (config("convolutional"), mirrored))
+    jax.tree.map(np.testing.assert_array_equal, start(one, (7, 5, 3)), start(other, (7, 5, 3)))
+
+
+@pytest.mark.parametrize("zoom, num_channels", ((1, 2), (2, 1), (2, 3), (4, 2)))
+def test_depth_to_space_puts_every_number_in_its_place(zoom, num_channels):
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, zoom * zoom * num_channels))
+    expected = np.empty((2, 3 * zoom, 5 * zoom, num_channels))
+    for b, i, j, c in np.ndindex(expected.shape):
+        expected[b, i, j, c] = x[b, i // zoom, j // zoom, (i % zoom * zoom + j % zoom) * num_channels + c]
+    np.testing.assert_array_equal(networks._depth_to_space(x, zoom), expected)
+
+
 # the output bias
 
 
 @pytest.mark.parametrize(
-    "network, likelihood", [*(("mlp", name) for name in LIKELIHOODS), ("convolutional", "gaussian_pixel")]
+    "case, likelihood",
+    [*(("mlp", name) for name in LIKELIHOODS), ("convolutional", "gaussian_pixel"), ("sub-pixel", "gaussian_pixel")],
 )
-def test_the_decoder_starts_at_the_mean_of_the_data(network, likelihood):
+def test_the_decoder_starts_at_the_mean_of_the_data(case, likelihood):
     """Of every element, or where a convolution shares its bias, of every channel."""
     shape = (7, 5, 3)
-    vae = models.build(config(network, likelihood=likelihood), info(shape))
+    own = SUB_PIXEL if case == "sub-pixel" else config(case)
+    vae = models.build(replace(own, likelihood=likelihood), info(shape))
     mean = jnp.mean(data(shape), 0)
-    if network == "convolutional":
+    if case != "mlp":
         mean = jnp.broadcast_to(jnp.mean(mean, (0, 1), keepdims=True), shape)
     expected = getattr(likelihoods, likelihood)(shape)
     at_zero = vae.decode(start(vae, shape), jnp.zeros((1, LATENTS))).mean[0]
@@ -199,6 +221,11 @@ def test_activations_may_differ_from_layer_to_layer():
         ({"activation": "rellu"}, {}, ("Unknown activation 'rellu'", "relu")),
         ({"activation": "relu,tanh,relu"}, {}, ("names 3 layers", "one name or 1")),
         ({"network": "convolutional"}, {"shape": (5,)}, ("(5,)", "[H, W, C]")),
+        (
+            {"network": "convolutional", "network_options": {"decoder_channels": [8, 8, 8, 8]}},
+            {},
+            ("decoder_channels is (8, 8, 8, 8)", "at most 3 for channels (32, 64)"),
+        ),
         ({"conditional": True}, {"num_classes": 0}, ("conditional", "no labels")),
         ({"batch_size": 101}, {}, ("batch_size is 101", "at most the 100")),
         ({}, {"range": (-1.0, 1.0)}, ("likelihood 'bernoulli' needs data in [0, 1]", "[-1, 1]", "gaussian")),

@@ -66,6 +66,7 @@ def convolutional(
     decoder_outputs: int,
     *,
     channels: Sequence[int] = (32, 64),
+    decoder_channels: Sequence[int] = (),
     hidden_sizes: Sequence[int] = (),
     activation: str = "relu",
     decoder_activation: str = "",
@@ -74,8 +75,10 @@ def convolutional(
 ) -> Network:
     """3x3 convolutions of stride 2 with `channels`, then dense layers of `hidden_sizes`; the decoder mirrors them.
 
-    The decoder's dense layers end in the smallest image with `channels[0]` channels, each stride-2 transposed
-    convolution doubles it, and a last one of stride 1 gives the outputs. For any H x W x C; otherwise as `mlp`.
+    The decoder's dense layers end in the smallest image, each stride-2 transposed convolution doubles it, and a
+    convolution gives the outputs. `decoder_channels` are those of its images from the smallest on, channels[0] and
+    `channels` reversed unless given; from the last of them, if smaller than x, the convolution gives all the outputs
+    that a pixel covers (sub-pixel convolution, Shi et al. 2016). For any H x W x C; otherwise as `mlp`.
     """
     if len(shape) != 3:
         raise ValueError(f"The convolutional network got examples of shape {shape}; expected images [H, W, C].")
@@ -84,10 +87,13 @@ def convolutional(
     _check_scale(init_scale)
     num = len(hidden_sizes)
     channels, hidden_sizes = tuple(channels), tuple(hidden_sizes)
+    up = tuple(decoder_channels) or (channels[0], *reversed(channels))
+    if len(up) > len(channels) + 1:
+        raise ValueError(f"decoder_channels is {up}; expected at most {len(channels) + 1} for channels {channels}.")
     weights = (init_scale, compute_dtype)
     encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), *weights)
-    activations = _split(decoder_activation or activation, num + 1, len(channels))
-    decoder = _ConvDecoder(shape, channels, hidden_sizes, decoder_outputs, *activations, *weights)
+    activations = _split(decoder_activation or activation, num + 1, len(up) - 1)
+    decoder = _ConvDecoder(shape, len(channels), up, hidden_sizes, decoder_outputs, *activations, *weights)
     unflatten = lambda y: y.reshape(*y.shape[:-1], shape[-1], decoder_outputs)  # noqa: E731
     return Network(_function(encoder), _function(decoder, after=unflatten))
 
@@ -180,6 +186,7 @@ class _ConvEncoder(nn.Module):
 
 class _ConvDecoder(nn.Module):
     shape: tuple[int, ...]
+    num_halvings: int
     channels: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     num_outputs: int
@@ -193,19 +200,26 @@ class _ConvDecoder(nn.Module):
         weights = (self.init_scale, self.compute_dtype)
         height, width, num_channels = self.shape
         sizes = [(height, width)]  # from the output down to the smallest image
-        for _ in self.channels:
+        for _ in range(self.num_halvings):
             sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
         smallest = (*sizes[-1], self.channels[0])
         *hidden, last = self.dense_activations
         sizes_up = tuple(reversed(self.hidden_sizes))
         dense = _MLP(sizes_up, prod(smallest), tuple(hidden), *weights, name="dense")
         x = last(dense(z, context)).reshape(-1, *smallest)
-        for size, output_size, activation in zip(
-            reversed(self.channels), reversed(sizes[:-1]), self.conv_activations, strict=True
-        ):
+        doubled = zip(self.channels[1:], sizes[-2::-1], self.conv_activations, strict=False)
+        for size, output_size, activation in doubled:
             x = activation(_Kernel(size, 2, *weights, output_size)(x))
-        x = _Kernel(num_channels * self.num_outputs, 1, *weights, (height, width), name="output")(x)
+        zoom = 2 ** (self.num_halvings + 1 - len(self.channels))
+        x = _Kernel(num_channels * self.num_outputs * zoom**2, 1, *weights, x.shape[1:3], name="output")(x)
+        x = _depth_to_space(x, zoom)[:, :height, :width]
         return x.reshape(*z.shape[:-1], *x.shape[1:])
+
+
+def _depth_to_space(x: Array, zoom: int) -> Array:
+    """[B, h, w, zoom * zoom * C] to [B, h * zoom, w * zoom, C]."""
+    b, h, w, _ = x.shape
+    return x.reshape(b, h, w, zoom, zoom, -1).swapaxes(2, 3).reshape(b, h * zoom, w * zoom, -1)
 
 
 def _check_scale(init_scale: float) -> None:
