@@ -38,7 +38,15 @@ def config(network="mlp", **settings):
     return Config(network=network, latent_dim=LATENTS, batch_size=BATCH, **(NETWORKS[network] | settings))
 
 
-SUB_PIXEL = config("convolutional", network_options={"channels": [4, 6], "decoder_channels": [5]})
+_CHANNELS = {"channels": [4, 6]}
+CONVOLUTIONAL = {
+    name: config("convolutional", network_options=_CHANNELS | options)
+    for name, options in {
+        "mirrored": {},
+        "sub-pixel": {"decoder_channels": [5]},
+        "residual": {"encoder_blocks": [2, 1], "decoder_blocks": [1, 2]},
+    }.items()
+}
 
 
 def data(shape, num=40):
@@ -77,9 +85,9 @@ def test_every_combination_has_its_shapes(network, shape, likelihood, posterior)
     assert x.shape == (2, BATCH, *shape) and log_prior.shape == (2, BATCH)
 
 
-@pytest.mark.parametrize("case, shape", (("mlp", (5,)), ("convolutional", (7, 5, 3)), ("sub-pixel", (7, 5, 3))))
+@pytest.mark.parametrize("case, shape", (("mlp", (5,)), *((case, (7, 5, 3)) for case in CONVOLUTIONAL)))
 def test_gradients_are_finite_and_reach_every_layer(case, shape, key):
-    own = SUB_PIXEL if case == "sub-pixel" else config(case)
+    own = CONVOLUTIONAL.get(case) or config(case)
     vae = models.build(replace(own, activation="tanh", likelihood="gaussian_pixel"), info(shape))
     loss = lambda params, key, x: negative_elbo(params, key, x, vae)[0]  # noqa: E731
     grads = jax.jit(jax.grad(loss))(start(vae, shape), key, data(shape, BATCH))
@@ -99,6 +107,14 @@ def test_the_decoder_of_convolutions_mirrors_the_encoder_unless_given():
     jax.tree.map(np.testing.assert_array_equal, start(one, (7, 5, 3)), start(other, (7, 5, 3)))
 
 
+def test_blocks_are_counted_from_the_smallest_image_on():
+    options = {"channels": [4, 6], "encoder_blocks": [2], "decoder_blocks": [1, 3]}
+    params = start(models.build(config("convolutional", network_options=options), info((7, 5, 3))), (7, 5, 3))
+    blocks = lambda part: {n: [p["kernel"].shape for p in b.values()] for n, b in part.items() if "Res" in n}  # noqa: E731
+    assert blocks(params["encoder"]) == {"_Residual_1": [(3, 3, 6, 6)] * 2}
+    assert blocks(params["decoder"]) == {"_Residual_0": [(3, 3, 4, 4)], "_Residual_1": [(3, 3, 6, 6)] * 3}
+
+
 @pytest.mark.parametrize("zoom, num_channels", ((1, 2), (2, 1), (2, 3), (4, 2)))
 def test_depth_to_space_puts_every_number_in_its_place(zoom, num_channels):
     x = np.random.default_rng(0).normal(size=(2, 3, 5, zoom * zoom * num_channels))
@@ -113,12 +129,12 @@ def test_depth_to_space_puts_every_number_in_its_place(zoom, num_channels):
 
 @pytest.mark.parametrize(
     "case, likelihood",
-    [*(("mlp", name) for name in LIKELIHOODS), ("convolutional", "gaussian_pixel"), ("sub-pixel", "gaussian_pixel")],
+    [*(("mlp", name) for name in LIKELIHOODS), *((case, "gaussian_pixel") for case in CONVOLUTIONAL)],
 )
 def test_the_decoder_starts_at_the_mean_of_the_data(case, likelihood):
     """Of every element, or where a convolution shares its bias, of every channel."""
     shape = (7, 5, 3)
-    own = SUB_PIXEL if case == "sub-pixel" else config(case)
+    own = CONVOLUTIONAL.get(case) or config(case)
     vae = models.build(replace(own, likelihood=likelihood), info(shape))
     mean = jnp.mean(data(shape), 0)
     if case != "mlp":
@@ -225,6 +241,16 @@ def test_activations_may_differ_from_layer_to_layer():
             {"network": "convolutional", "network_options": {"decoder_channels": [8, 8, 8, 8]}},
             {},
             ("decoder_channels is (8, 8, 8, 8)", "at most 3 for channels (32, 64)"),
+        ),
+        (
+            {"network": "convolutional", "network_options": {"encoder_blocks": [1, 1, 1]}},
+            {},
+            ("(1, 1, 1) are blocks for 3 images", "at most 2"),
+        ),
+        (
+            {"network": "convolutional", "network_options": {"decoder_blocks": [1, 10**6]}},
+            {},
+            ("1000001 residual blocks", "at most 100"),
         ),
         ({"conditional": True}, {"num_classes": 0}, ("conditional", "no labels")),
         ({"batch_size": 101}, {}, ("batch_size is 101", "at most the 100")),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from vae_jax.config import MAX_LAYERS
 from vae_jax.convolution import conv, conv_transpose
 from vae_jax.core import Params, with_context
 from vae_jax.products import product
@@ -67,6 +68,8 @@ def convolutional(
     *,
     channels: Sequence[int] = (32, 64),
     decoder_channels: Sequence[int] = (),
+    encoder_blocks: Sequence[int] = (),
+    decoder_blocks: Sequence[int] = (),
     hidden_sizes: Sequence[int] = (),
     activation: str = "relu",
     decoder_activation: str = "",
@@ -90,10 +93,13 @@ def convolutional(
     up = tuple(decoder_channels) or (channels[0], *reversed(channels))
     if len(up) > len(channels) + 1:
         raise ValueError(f"decoder_channels is {up}; expected at most {len(channels) + 1} for channels {channels}.")
+    blocks_down, blocks_up = _blocks(encoder_blocks, len(channels))[::-1], _blocks(decoder_blocks, len(up))
     weights = (init_scale, compute_dtype)
-    encoder = _ConvEncoder(channels, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), *weights)
+    encoder = _ConvEncoder(
+        channels, blocks_down, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), *weights
+    )
     activations = _split(decoder_activation or activation, num + 1, len(up) - 1)
-    decoder = _ConvDecoder(shape, len(channels), up, hidden_sizes, decoder_outputs, *activations, *weights)
+    decoder = _ConvDecoder(shape, len(channels), up, blocks_up, hidden_sizes, decoder_outputs, *activations, *weights)
     unflatten = lambda y: y.reshape(*y.shape[:-1], shape[-1], decoder_outputs)  # noqa: E731
     return Network(_function(encoder), _function(decoder, after=unflatten))
 
@@ -119,6 +125,14 @@ def _activations(names: str, num_layers: int) -> Activations:
         except Exception:
             raise ValueError(f"Unknown activation {name!r}. Choose one of jax.nn, such as relu, elu or tanh.") from None
     return tuple(getattr(jax.nn, name) for name in each)
+
+
+def _blocks(numbers: Sequence[int], num_images: int) -> tuple[int, ...]:
+    if len(numbers) > num_images:
+        raise ValueError(f"{tuple(numbers)} are blocks for {len(numbers)} images; expected at most {num_images}.")
+    if sum(numbers) > MAX_LAYERS:
+        raise ValueError(f"{tuple(numbers)} are {sum(numbers)} residual blocks; expected at most {MAX_LAYERS}.")
+    return (*numbers, *(0,) * (num_images - len(numbers)))
 
 
 def _split(names: str, first: int, second: int) -> tuple[Activations, Activations]:
@@ -164,8 +178,25 @@ class _Kernel(nn.Module):
         return y + bias.reshape(1, 1, 1, -1)
 
 
+class _Residual(nn.Module):
+    """Residual blocks x + conv(activation(x)), then the activation."""
+
+    num_blocks: int
+    activation: Callable[[Array], Array]
+    init_scale: float
+    compute_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for _ in range(self.num_blocks):
+            # Half the variance: what many blocks add stays near the size of what they add to.
+            x = x + _Kernel(x.shape[-1], 1, self.init_scale / 2, self.compute_dtype)(self.activation(x))
+        return self.activation(x)
+
+
 class _ConvEncoder(nn.Module):
     channels: tuple[int, ...]
+    blocks: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     num_outputs: int
     conv_activations: Activations
@@ -177,8 +208,8 @@ class _ConvEncoder(nn.Module):
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         weights = (self.init_scale, self.compute_dtype)
         batch, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
-        for size, activation in zip(self.channels, self.conv_activations, strict=True):
-            x = activation(_Kernel(size, 2, *weights)(x))
+        for size, blocks, activation in zip(self.channels, self.blocks, self.conv_activations, strict=True):
+            x = _Residual(blocks, activation, *weights)(_Kernel(size, 2, *weights)(x))
         features = x.reshape(*batch, prod(x.shape[1:]))
         dense = _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, *weights, name="dense")
         return dense(features, context)
@@ -188,6 +219,7 @@ class _ConvDecoder(nn.Module):
     shape: tuple[int, ...]
     num_halvings: int
     channels: tuple[int, ...]
+    blocks: tuple[int, ...]
     hidden_sizes: tuple[int, ...]
     num_outputs: int
     dense_activations: Activations
@@ -206,10 +238,10 @@ class _ConvDecoder(nn.Module):
         *hidden, last = self.dense_activations
         sizes_up = tuple(reversed(self.hidden_sizes))
         dense = _MLP(sizes_up, prod(smallest), tuple(hidden), *weights, name="dense")
-        x = last(dense(z, context)).reshape(-1, *smallest)
-        doubled = zip(self.channels[1:], sizes[-2::-1], self.conv_activations, strict=False)
-        for size, output_size, activation in doubled:
-            x = activation(_Kernel(size, 2, *weights, output_size)(x))
+        x = _Residual(self.blocks[0], last, *weights)(dense(z, context).reshape(-1, *smallest))
+        doubled = zip(self.channels[1:], self.blocks[1:], self.conv_activations, strict=True)
+        for (size, blocks, activation), output_size in zip(doubled, sizes[-2::-1], strict=False):
+            x = _Residual(blocks, activation, *weights)(_Kernel(size, 2, *weights, output_size)(x))
         zoom = 2 ** (self.num_halvings + 1 - len(self.channels))
         x = _Kernel(num_channels * self.num_outputs * zoom**2, 1, *weights, x.shape[1:3], name="output")(x)
         x = _depth_to_space(x, zoom)[:, :height, :width]

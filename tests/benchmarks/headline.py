@@ -1,0 +1,128 @@
+"""Time to NLL: trains recipes as a user does, evaluates each, and draws NLL against minutes.
+
+    python tests/benchmarks/headline.py mnist_fast mnist_3min [--seeds=0,1,2] [--num_samples=500]
+    python tests/benchmarks/headline.py
+
+Dynamically binarised MNIST, all 10,000 test images. The seconds are those of the whole training process, from its start
+to the last picture. Each figure is a line of headline.jsonl beside this file, and what it has is not measured again;
+--redo trains anew. Without recipes it draws and prints what the file has. The run directories are in
+checkpoints/headline.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).with_suffix(".jsonl")
+PICTURE = ROOT / ".github" / "convergence.png"
+# Of 5,000 samples, on MNIST binarised in the same way.
+PUBLISHED = {
+    86.76: "VAE (Burda et al. 2016)",
+    84.78: "IWAE, 50 samples (Burda et al. 2016)",
+    82.43: "VampPrior VAE (Tomczak & Welling 2018)",
+    81.56: "HVAE, VampPrior (Tomczak & Welling 2018)",
+    80.52: "ConvHVAE (Tomczak & Welling 2018)",
+    79.67: "ConvHVAE, VampPrior (Tomczak & Welling 2018)",
+}
+
+
+def train(recipe: str, seed: int) -> float:
+    """Seconds of a training process of its own."""
+    flags = [f"--config={ROOT / 'configs' / recipe}.py", f"--config.seed={seed}", "--restart"]
+    command = [sys.executable, ROOT / "train.py", *flags, f"--workdir={run_directory(recipe, seed)}"]
+    start = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def evaluate(recipe: str, seed: int, num_samples: int) -> dict:
+    command = [sys.executable, "-m", "vae_jax", "evaluate", run_directory(recipe, seed), f"--num_samples={num_samples}"]
+    summary = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    return {name: summary[name] for name in ("num_samples", "num_examples", "nll", "elbo", "active_units")}
+
+
+def run_directory(recipe: str, seed: int) -> Path:
+    return ROOT / "checkpoints" / "headline" / f"{recipe}_{seed}"
+
+
+def measure(recipe: str, seed: int, num_samples: int, redo: bool) -> None:
+    """Add the figures of a recipe to RESULTS, where they are not in it. A trained run is evaluated as it is."""
+    rows = read()
+    own = [row for row in rows if (row["recipe"], row["seed"]) == (recipe, seed)]
+    if redo or not own or not run_directory(recipe, seed).exists():
+        rows, own, seconds = [row for row in rows if row not in own], [], train(recipe, seed)
+    else:
+        seconds = own[0]["seconds"]
+    if num_samples not in [row["num_samples"] for row in own]:
+        figures = evaluate(recipe, seed, num_samples)
+        write([*rows, {"recipe": recipe, "seed": seed, "seconds": round(seconds, 1), **figures}])
+
+
+def read() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def write(rows: list[dict]) -> None:
+    rows = sorted(rows, key=lambda row: (row["num_samples"], row["recipe"], row["seed"]))
+    RESULTS.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def table(rows: list[dict]) -> dict[tuple[str, int], tuple[float, float, float, int]]:
+    """(recipe, samples) -> mean NLL, its standard error, mean seconds, number of seeds; the fastest recipe first."""
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["recipe"], row["num_samples"]), []).append(row)
+    figures = {}
+    for name, own in groups.items():
+        nll = [row["nll"] for row in own]
+        error = statistics.stdev(nll) / len(nll) ** 0.5 if len(nll) > 1 else 0.0
+        figures[name] = statistics.mean(nll), error, statistics.mean(row["seconds"] for row in own), len(own)
+    return dict(sorted(figures.items(), key=lambda item: item[1][2]))
+
+
+def draw(figures: dict[tuple[str, int], tuple[float, float, float, int]]) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    shown = {name: own for (name, num_samples), own in figures.items() if num_samples == 500}
+    minutes = [own[2] / 60 for own in shown.values()]
+    nll, errors = ([own[i] for own in shown.values()] for i in (0, 1))
+    for value, name in PUBLISHED.items():
+        axes.axhline(value, color="0.75", linewidth=1, zorder=0)
+        axes.text(0.995, value, f"{name} {value}", transform=axes.get_yaxis_transform(), fontsize=8, color="0.35")
+        axes.texts[-1].set(ha="right", va="bottom")
+    axes.errorbar(minutes, nll, errors, marker="o", capsize=3, color="C0")
+    for name, x, y in zip(shown, minutes, nll, strict=True):
+        axes.annotate(f"{name} {y:.2f}", (x, y), (-6, -6), textcoords="offset points", fontsize=8, ha="right", va="top")
+    axes.set_xscale("log")
+    ticks = (1, 2, 3, 5, 8, 12, 20, 30, 60)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(0.45, 80)
+    axes.set_xlabel("minutes of training on 2 CPU cores, the whole process")
+    axes.set_ylabel("test NLL, nats (here K = 500, published K = 5,000)")
+    figure.savefig(PICTURE, dpi=110)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--num_samples", type=int, default=500)
+    parser.add_argument("--redo", action="store_true")
+    options = parser.parse_args()
+    for seed in map(int, options.seeds.split(",")):
+        for recipe in options.recipes:
+            measure(recipe, seed, options.num_samples, options.redo)
+    figures = table(read())
+    for (name, num_samples), (nll, error, seconds, seeds) in figures.items():
+        print(f"{name}: NLL {nll:.2f} +- {error:.2f} (K = {num_samples:,}, {seeds} seeds), {seconds:.0f} s")
+    draw(figures)
