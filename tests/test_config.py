@@ -15,7 +15,7 @@ from vae_jax.config import Config
 from vae_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "configs").glob("*.py"))
+RECIPES = sorted((ROOT / "configs").rglob("*.py"))
 
 FIELDS = {f.name: f for f in fields(Config)}
 
@@ -154,7 +154,7 @@ def test_config_is_a_value():
 def test_recipes_load_and_name_their_command(path):
     assert isinstance(config.load_recipe(path), Config)
     docstring = path.read_text().split('"""')[1]
-    command = "python train.py" if path.stem == "digits" else f"python train.py --config=configs/{path.name}"
+    command = "python train.py" if path.stem == "digits" else f"python train.py --config={path.relative_to(ROOT).as_posix()}"
     assert re.search(rf"{re.escape(command)}[`\n]", docstring)
 
 

@@ -76,5 +76,5 @@ def test_sweep_is_understood(command, monkeypatch):
 
 
 def test_every_recipe_is_named():
-    for recipe in (ROOT / "configs").glob("*.py"):
+    for recipe in (ROOT / "configs").rglob("*.py"):
         assert recipe.stem in README, f"README.md does not name {recipe.name}"

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from vae_jax import metrics
 
-RECIPES = sorted((ROOT / "configs").glob("*.py"))
+RECIPES = sorted((ROOT / "configs").rglob("*.py"))
 
 
 @pytest.fixture(scope="module")

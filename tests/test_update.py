@@ -318,7 +318,7 @@ def test_clip_norm_bounds_the_gradient():
 
 
 @pytest.mark.parametrize("warmup", (0, 7))
-@pytest.mark.parametrize("schedule", ("constant", "cosine"))
+@pytest.mark.parametrize("schedule", ("constant", "cosine", "burda"))
 def test_schedules(schedule, warmup):
     config = Config(schedule=schedule, warmup_steps=warmup, num_epochs=8, learning_rate=0.3)
     rate, total = make_schedule(config, STEPS_PER_EPOCH), 40
@@ -328,8 +328,19 @@ def test_schedules(schedule, warmup):
             expected = 0.3 * step / warmup
         else:
             phase = (step - warmup) / (total - warmup)
-            expected = 0.3 if schedule == "constant" else 0.15 * (1 + np.cos(np.pi * phase))
+            stage = (0, 1, 1, 1, 2, 2, 2, 2, 2)[(step - warmup) // STEPS_PER_EPOCH]
+            expected = {
+                "constant": 0.3,
+                "cosine": 0.15 * (1 + np.cos(np.pi * phase)),
+                "burda": 0.3 * 10 ** (-stage / 7),
+            }[schedule]
         np.testing.assert_allclose([rate(step), given(step)], [expected] * 2, rtol=1e-5, atol=1e-7)
+
+
+def test_the_stages_of_burda_et_al_take_their_3280_epochs():
+    rate = make_schedule(Config(schedule="burda", num_epochs=3280), 1)
+    rates = np.asarray(rate(jnp.arange(3280.0)))
+    np.testing.assert_allclose(rates, np.repeat(1e-3 * 10 ** (-np.arange(8) / 7), 3 ** np.arange(8)), rtol=1e-5)
 
 
 def test_the_learning_rate_follows_the_schedule():

@@ -216,8 +216,10 @@ def make_schedules(config: Config, beta: Array | float | None = None) -> dict[st
 
 
 def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
-    """Step -> learning rate: a linear rise over `warmup_steps`, then constant or a cosine to 0 at the run's end.
+    """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the run's end, or stages.
 
+    Stages are the `burda` schedule: 3^i epochs at 10^(-i/7) times the peak, i = 0, 1, ... (Burda et al. 2016, section
+    5, arXiv:1509.00519, who end after i = 7, 3,280 epochs).
     learning_rate: the peak, possibly traced, in place of the config's.
     """
     total = config.num_epochs * steps_per_epoch
@@ -226,9 +228,11 @@ def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | f
     peak = config.learning_rate if learning_rate is None else learning_rate
     if config.warmup_steps >= total:
         raise UserError(f"warmup_steps is {config.warmup_steps}; expected less than the run's {total} steps.")
+    stages = [s for i in range(1, 21) if (s := (3**i - 1) // 2 * steps_per_epoch) < total]
     rest: optax.Schedule = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, total - config.warmup_steps),
+        "burda": optax.piecewise_constant_schedule(peak, dict.fromkeys(stages, 10 ** (-1 / 7))),
     }[config.schedule]
     if not config.warmup_steps:
         return rest
