@@ -72,7 +72,7 @@ class Config:
     optimizer: str = _setting("adam", "an optimiser of optax")
     optimizer_options: dict[str, Any] = _setting({}, "further arguments of the optimiser, as JSON")
     learning_rate: float = _setting(1e-3, "its peak, a step")
-    schedule: str = _setting("constant", "of the learning rate, over the run; burda: 3^i epochs at 10^(-i/7) of it, i = 0, 1, ...",
+    schedule: str = _setting("constant", "of the learning rate, over the run; burda: 3^i epochs at 10^(-i/7) of it",
                       ("constant", "cosine", "burda"))
     warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0", most=MAX_STEPS)
     clip_norm: float = _setting(0.0, "largest global norm of a gradient; 0: any")

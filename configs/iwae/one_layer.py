@@ -1,11 +1,11 @@
-"""The VAE and the IWAE of Burda et al. 2016 (arXiv:1509.00519) with one stochastic layer, on their MNIST, to the letter.
+"""The VAE and the IWAE of Burda et al. 2016 (arXiv:1509.00519) with one stochastic layer, as they trained it on MNIST.
 
     python train.py --config=configs/iwae/one_layer.py
 
 784-200-200-50, tanh; Adam with epsilon 1e-4, batch 20, and 3,280 epochs: 3^i of them at 1e-3 * 10^(-i/7), i = 0 to 7.
 A smaller --config.num_epochs ends the same schedule early. The cells of their table 1 are flags: k samples of the VAE
-are --config.num_samples=5, of the IWAE --config.objective=iwae as well, with --config.estimator=dreg for the gradient of
-Tucker et al. 2019. README.md has what a truncated schedule reaches.
+are --config.num_samples=5, of the IWAE --config.objective=iwae as well, with --config.estimator=dreg for the gradient
+of Tucker et al. 2019. README.md has what a truncated schedule reaches.
 """
 
 from vae_jax.config import Config
