@@ -216,10 +216,10 @@ def make_schedules(config: Config, beta: Array | float | None = None) -> dict[st
 
 
 def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
-    """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the run's end or stages.
+    """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the end, or `burda`.
 
-    The stages are the schedule `burda`: 3^i epochs at 10^(-i/7) times the peak, i = 0, 1, ... (Burda et al. 2016, section
-    5, arXiv:1509.00519, who end after i = 7, 3,280 epochs).
+    `burda` is 3^i epochs at 10^(-i/7) times the peak, i = 0, 1, ... (Burda et al. 2016, arXiv:1509.00519, section 5;
+    theirs ends with i = 7, after 3,280 epochs).
     learning_rate: the peak, possibly traced, in place of the config's.
     """
     total = config.num_epochs * steps_per_epoch
