@@ -24,7 +24,7 @@ def get_config() -> Config:
         kl="monte_carlo",
         estimator="stl",
         batch_size=128,
-        num_epochs=23,
+        num_epochs=20,
         learning_rate=4e-3,
         schedule="cosine",
         warmup_steps=500,
