@@ -111,6 +111,17 @@ def test_gradients_under_vmap_over_kernels_inside_scan(features):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.parametrize("several_kernels", (False, True))
+def test_vmap_over_images_and_kernels_is_a_loop(several_kernels):
+    x, kernels = arrays((3, 2, 2, 7, 5, 4), (3, 3, 3, 4, 6))
+    kernels = kernels if several_kernels else kernels[:1].repeat(3, 0)
+    both = lambda x, kernel: conv_transpose(conv(x, kernel, 2), kernel.swapaxes(2, 3), 2, (7, 5))  # noqa: E731
+    own = jax.vmap(both, (0, None))  # over the second axis of images
+    got = jax.vmap(own)(x, kernels) if several_kernels else jax.vmap(own, (0, None))(x, kernels[0])
+    expected = [[both(x[i, j], kernels[i]) for j in range(2)] for i in range(3)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_bfloat16_stays_bfloat16():
     x, kernel = (a.astype(jnp.bfloat16) for a in arrays((2, 7, 5, 20), (3, 3, 20, 4)))
     y = conv_transpose(conv(x, kernel, 2), kernel.swapaxes(2, 3), 2, (7, 5))

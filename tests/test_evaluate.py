@@ -11,6 +11,8 @@ from helpers import assert_within_errors, jit, mlp_vae, pca_data, pca_elbo, pca_
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
+from vae_jax import models
+from vae_jax.config import Config
 from vae_jax.core import condition
 from vae_jax.distributions import DiagonalGaussian, kl_monte_carlo
 from vae_jax.evaluate import (
@@ -22,7 +24,7 @@ from vae_jax.evaluate import (
     mutual_information,
     summarize,
 )
-from vae_jax.inputs import Examples
+from vae_jax.inputs import DataInfo, Examples
 from vae_jax.objectives import negative_elbo
 
 NUM_EXAMPLES, NUM_SAMPLES = 7, 5
@@ -82,6 +84,19 @@ def test_figures_are_those_of_a_loop_whatever_the_batches(model, reference, key,
     """A ragged last batch, and samples that no chunk divides, count exactly."""
     evaluate = make_evaluate(model.vae, num_samples=NUM_SAMPLES, batch_size=batch_size, chunk_size=chunk_size)
     assert_close(evaluate(model.params, key, model.examples), reference)
+
+
+def test_the_faster_options_of_convolutions_change_no_figure(key):
+    config = Config(network="convolutional", network_options={"channels": [4]}, hidden_sizes=(), latent_dim=2)
+    data = DataInfo((5, 4, 1), 0, (0.0, 1.0), 200, 0, 0, "", None)
+    vae = models.build(config, data)
+    examples = Examples(jax.random.bernoulli(key, 0.4, (40, 5, 4, 1)).astype(jnp.float32), None)
+    params = vae.init(jax.random.key(1), examples.x)
+    plain, faster = (
+        make_evaluate(vae, num_samples=6, **options)(params, jax.random.key(2), examples)
+        for options in ({}, models.evaluation_options(config))
+    )
+    assert_close(plain, faster)
 
 
 def test_one_sample_gives_the_elbo_of_that_sample(model, key):

@@ -146,7 +146,8 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     config, data, vae, params, step = restored
     params = devices.put(params, devices.everywhere(devices.make_mesh()))
     key = jax.random.key(options.seed)
-    result = make_evaluate(vae, num_samples=options.num_samples)(params, key, examples, console.bar)
+    faster = models.evaluation_options(config)
+    result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, console.bar)
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
     if models.likelihood_of(config, data.shape).discrete:

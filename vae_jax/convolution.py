@@ -5,6 +5,7 @@ copies its windows side by side and takes one matrix product; a transposed convo
 up overlapping windows. The two memory movements are each other's transposes (reverse-mode derivatives only).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,6 +16,7 @@ from vae_jax.errors import UserError
 from vae_jax.products import product
 
 Size = tuple[int, int]
+Convolution = Callable[[Array, Array], Array]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -34,11 +36,11 @@ def conv(x: Array, kernel: Array, stride: int = 1, compute_dtype: str = "float32
         return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
-        x, kernel = x.astype(compute_dtype), kernel.astype(compute_dtype)
-        y = lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NHWC)
-        return y.astype(jnp.float32)
+        factors = x.astype(compute_dtype), kernel.astype(compute_dtype)
+        y = lax.conv_general_dilated(*factors, (stride, stride), "SAME", dimension_numbers=_NHWC)
+        return y.astype(x.dtype)
 
-    return lax.platform_dependent(x, kernel, cpu=products, default=native)
+    return _in_one_batch(lambda x, kernel: lax.platform_dependent(x, kernel, cpu=products, default=native))(x, kernel)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, compute_dtype: str = "float32") -> Array:
@@ -67,11 +69,31 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, comp
         return _product_then_fold(x, kernel, stride, (height, width), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
-        dilation, x, kernel = (stride, stride), x.astype(compute_dtype), kernel[::-1, ::-1].astype(compute_dtype)
-        y = lax.conv_general_dilated(x, kernel, (1, 1), padding, dilation, dimension_numbers=_NHWC)
-        return y.astype(jnp.float32)
+        factors = x.astype(compute_dtype), kernel[::-1, ::-1].astype(compute_dtype)
+        y = lax.conv_general_dilated(*factors, (1, 1), padding, (stride, stride), dimension_numbers=_NHWC)
+        return y.astype(x.dtype)
 
-    return lax.platform_dependent(x, kernel, cpu=products, default=native)
+    return _in_one_batch(lambda x, kernel: lax.platform_dependent(x, kernel, cpu=products, default=native))(x, kernel)
+
+
+def _in_one_batch(function: Convolution) -> Convolution:
+    """`function` with the axes that `vmap` gives x made part of its batch, unless it is differentiated.
+
+    XLA:CPU takes a quarter longer for arrays of more axes. A derivative would ask for the gradient of the kernel of
+    each part of the batch by itself.
+    """
+    merged = jax.custom_batching.custom_vmap(function)
+
+    @merged.def_vmap
+    def batch(size: int, batched: list[bool], x: Array, kernel: Array) -> tuple[Array, bool]:
+        if batched[1]:  # several models
+            return jax.vmap(function, [0 if own else None for own in batched])(x, kernel), True
+        y = merged(x.reshape(-1, *x.shape[2:]), kernel)
+        return y.reshape(size, -1, *y.shape[1:]), True
+
+    either = jax.custom_vjp(lambda x, kernel: merged(x, kernel))
+    either.defvjp(lambda x, kernel: jax.vjp(function, x, kernel), lambda back, y_bar: back(y_bar))
+    return either
 
 
 def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: str) -> Array:

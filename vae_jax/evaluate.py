@@ -42,6 +42,7 @@ def make_evaluate(
     batch_size: int = 400,
     chunk_size: int = 10,
     kl: Callable[..., Array] = kl_divergence,
+    jit: Callable[..., Any] = compiling.jit,
 ) -> Callable[..., Evaluation]:
     """evaluate(params, key, examples) -> Evaluation of all of them, in one compiled call for each batch.
 
@@ -80,7 +81,7 @@ def make_evaluate(
         each = (sums[0] / num_samples, sums[1] / num_samples, log_px, total**2 / squares)
         return _only(Evaluation(*each, q.mean, kl_by_dimension(q, p) if closed else None))
 
-    return _over_examples(one, batch_size)
+    return _over_examples(one, batch_size, jit)
 
 
 def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int = 500) -> Callable[..., Any]:
@@ -179,10 +180,12 @@ def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:
     }
 
 
-def _over_examples(one: Callable[..., Any], batch_size: int) -> Callable[..., Any]:
+def _over_examples(
+    one: Callable[..., Any], batch_size: int, jit: Callable[..., Any] = compiling.jit
+) -> Callable[..., Any]:
     """`one(params, key, x [1, ...], context [1, C])` for every example, in batches padded to one size."""
 
-    @compiling.jit
+    @jit
     def batch(params: Params, key: Array, index: Array, examples: Examples):
         own = jax.tree.map(lambda a: a[index], examples)
         keys = jax.vmap(partial(jax.random.fold_in, key))(index)

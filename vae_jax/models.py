@@ -1,6 +1,6 @@
 """The VAE of a config: networks, posterior, likelihood and prior put together."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,14 @@ def abstract_params(vae: VAE, data: DataInfo) -> Params:
     params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
     check_memory(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), "the parameters take")
     return params
+
+
+def evaluation_options(config: Config) -> dict[str, Any]:
+    """Arguments of `evaluate.make_evaluate` with which it is faster than with its own. They change no figure."""
+    if config.network == "convolutional" and jax.default_backend() == "cpu":
+        # The windows of so few images stay in the cache, and XLA's own settings suit convolutions.
+        return {"batch_size": 32, "chunk_size": 4, "jit": jax.jit}
+    return {}
 
 
 def _build(config: Config, data: DataInfo) -> VAE:

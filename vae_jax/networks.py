@@ -243,7 +243,7 @@ class _ConvDecoder(nn.Module):
         for (size, blocks, activation), output_size in zip(doubled, sizes[-2::-1], strict=False):
             x = _Residual(blocks, activation, *weights)(_Kernel(size, 2, *weights, output_size)(x))
         zoom = 2 ** (self.num_halvings + 1 - len(self.channels))
-        x = _Kernel(num_channels * self.num_outputs * zoom**2, 1, *weights, x.shape[1:3], name="output")(x)
+        x = _Kernel(num_channels * self.num_outputs * zoom**2, 1, *weights, (x.shape[1], x.shape[2]), name="output")(x)
         x = _depth_to_space(x, zoom)[:, :height, :width]
         return x.reshape(*z.shape[:-1], *x.shape[1:])
 

@@ -131,7 +131,7 @@ def sweep(options: Namespace) -> str:
     if step < num_steps:
         console.say(f"{options.sweep_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
     elif options.num_samples:
-        bound = evaluate.make_evaluate(vae, num_samples=options.num_samples)
+        bound = evaluate.make_evaluate(vae, num_samples=options.num_samples, **models.evaluation_options(config))
         for i, figure in enumerate(figures):
             result = bound(take(states.averaged, i), jax.random.key(0), held_out, console.bar)
             summary = evaluate.summarize(result, options.num_samples)

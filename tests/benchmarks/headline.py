@@ -24,10 +24,10 @@ PICTURE = ROOT / ".github" / "convergence.png"
 PUBLISHED = {
     86.76: "VAE (Burda et al. 2016)",
     84.78: "IWAE, 50 samples (Burda et al. 2016)",
-    82.43: "VampPrior VAE (Tomczak & Welling 2018)",
-    81.56: "HVAE, VampPrior (Tomczak & Welling 2018)",
-    80.52: "ConvHVAE (Tomczak & Welling 2018)",
-    79.67: "ConvHVAE, VampPrior (Tomczak & Welling 2018)",
+    82.43: "VampPrior VAE (Norouzi et al. 2020)",
+    81.56: "HVAE, VampPrior (Norouzi et al. 2020)",
+    80.52: "ConvHVAE (Norouzi et al. 2020)",
+    79.67: "ConvHVAE, VampPrior (Norouzi et al. 2020)",
 }
 
 
