@@ -3,7 +3,8 @@
 from argparse import Namespace
 
 import pytest
-from benchmarks import measure
+from benchmarks import headline, measure
+from conftest import ROOT
 
 
 def test_exponent_of_a_power_law():
@@ -31,3 +32,20 @@ def test_a_pattern_that_no_row_contains_is_refused():
     measure.check_some(["train: pythae"], Namespace(only="pythae"))
     with pytest.raises(SystemExit, match="No row contains 'pytae'"):
         measure.check_some(["train: pythae"], Namespace(only="pytae"))
+
+
+def test_headlines_are_means_of_seeds_with_their_standard_error():
+    row = {"recipe": "fast", "num_samples": 500, "seconds": 60.0}
+    rows = [row | {"seed": seed, "nll": nll} for seed, nll in enumerate((85.0, 86.0, 87.0))]
+    rows += [{"recipe": "faster", "num_samples": 500, "seconds": 30.0, "seed": 0, "nll": 90.0}]
+    figures = headline.table(rows)
+    assert list(figures) == [("faster", 500), ("fast", 500)]
+    assert figures["fast", 500] == pytest.approx((86.0, 3**-0.5, 60.0, 3))
+    assert figures["faster", 500] == (90.0, 0.0, 30.0, 1)
+
+
+def test_the_readme_and_the_recipes_say_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    for (name, _), (nll, *_) in headline.table(headline.read()).items():
+        recipe = (ROOT / "configs" / f"{name}.py").read_text()
+        assert f"**{nll:.2f}**" in readme and f"{nll:.2f}" in recipe

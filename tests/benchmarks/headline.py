@@ -4,9 +4,9 @@
     python tests/benchmarks/headline.py
 
 Dynamically binarised MNIST, all 10,000 test images. The seconds are those of the whole training process, from its start
-to the last picture. Each figure is a line of headline.jsonl beside this file, and what it has is not measured again;
---redo trains anew. Without recipes it draws and prints what the file has. The run directories are in
-checkpoints/headline.
+to the last picture. Each figure is a line of headline.jsonl beside this file. The run directories are in
+checkpoints/headline: a run that is there is not trained again, but with --redo, and only what its line lacks is
+evaluated. Without recipes it prints and draws what the file has.
 """
 
 import argparse
