@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vae_jax import config, console, inputs, models, update
+from vae_jax import config, console, inputs, models, objectives, update
 from vae_jax.config import Config
 from vae_jax.errors import UserError
 
@@ -167,6 +167,26 @@ def test_recipes_fit_their_data(path):
     params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), "float32"))
     assert jax.tree.leaves(params)
     update.make_optimizer(recipe, 60_000 // recipe.batch_size)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    (
+        {"num_samples": 5},
+        {"num_samples": 5, "kl": "monte_carlo"},
+        {"num_samples": 5, "objective": "iwae"},
+        {"num_samples": 5, "objective": "iwae", "estimator": "dreg"},
+    ),
+    ids=str,
+)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "iwae").glob("*.py")), ids=lambda path: path.stem)
+def test_the_cells_of_burda_et_al_have_gradients(path, cell):
+    recipe = replace(config.load_recipe(path), **cell)
+    vae = models.build(recipe, inputs.DataInfo((28, 28, 1), 10, (0.0, 1.0), 60_000, 0, 10_000, "", None))
+    key, x = jax.random.key(0), jax.ShapeDtypeStruct((2, 28, 28, 1), "float32")
+    params = jax.eval_shape(vae.init, key, x)
+    loss = lambda params, x: objectives.build(recipe)(params, key, x, vae)[0]  # noqa: E731
+    assert jax.tree.structure(jax.eval_shape(jax.grad(loss), params, x)) == jax.tree.structure(params)
 
 
 def test_workdir_is_named_after_the_recipe_unless_given():

@@ -46,7 +46,7 @@ def make_evaluate(
 ) -> Callable[..., Evaluation]:
     """evaluate(params, key, examples) -> Evaluation of all of them, in one compiled call for each batch.
 
-    Memory grows with batch_size * chunk_size decoded examples, whatever `num_samples`.
+    Memory grows with batch_size * chunk_size decoded examples, whatever `num_samples`. jit: what compiles a batch.
     """
     chunk_size = min(chunk_size, num_samples)
 

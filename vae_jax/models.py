@@ -173,7 +173,7 @@ def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelih
 
 
 def _output_bias(likelihood: likelihoods.Likelihood, mean: Array, size: int) -> Array:
-    """The bias of the last layer: one an element of x, or, of a convolution of another `size`, one a channel."""
+    """The bias of the last layer: one an element of x, or, where a convolution has another `size`, of each channel."""
     bias = likelihood.output_bias(mean)
     if bias.size != size:
         bias = likelihood.output_bias(jnp.mean(mean, (0, 1)))

@@ -81,7 +81,9 @@ def convolutional(
     The decoder's dense layers end in the smallest image, each stride-2 transposed convolution doubles it, and a
     convolution gives the outputs. `decoder_channels` are those of its images from the smallest on, channels[0] and
     `channels` reversed unless given; from the last of them, if smaller than x, the convolution gives all the outputs
-    that a pixel covers (sub-pixel convolution, Shi et al. 2016). For any H x W x C; otherwise as `mlp`.
+    that a pixel covers (sub-pixel convolution, Shi et al. 2016). `encoder_blocks` and `decoder_blocks` are the numbers
+    of residual blocks, x + conv(activation(x)), of their images from the smallest on. For any H x W x C; otherwise as
+    `mlp`.
     """
     if len(shape) != 3:
         raise ValueError(f"The convolutional network got examples of shape {shape}; expected images [H, W, C].")

@@ -18,7 +18,6 @@ def get_config() -> Config:
         latent_dim=100,
         hierarchy="markov",
         hierarchy_options={"latent_dim": 50, "hidden_sizes": [100, 100]},
-        kl="monte_carlo",
         batch_size=20,
         num_epochs=3280,
         learning_rate=1e-3,

@@ -124,5 +124,6 @@ if __name__ == "__main__":
             measure(recipe, seed, options.num_samples, options.redo)
     figures = table(read())
     for (name, num_samples), (nll, error, seconds, seeds) in figures.items():
-        print(f"{name}: NLL {nll:.2f} +- {error:.2f} (K = {num_samples:,}, {seeds} seeds), {seconds:.0f} s")
+        spread = f" +- {error:.2f}" if seeds > 1 else ""
+        print(f"{name}: NLL {nll:.2f}{spread} (K = {num_samples:,}, seeds: {seeds}), {seconds:.0f} s")
     draw(figures)
