@@ -1,5 +1,7 @@
 """A product of rounded factors is that of the factors rounded by hand, and so are its gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,13 +34,40 @@ def test_product_and_gradients(key, dtype, shape):
     np.testing.assert_allclose(w_bar, x.reshape(-1, 7).T @ y_bar.reshape(-1, 4), rtol=1e-5, atol=1e-5)
 
 
-def test_product_by_vmap_is_one_by_one(key):
-    x, w = jax.random.normal(key, (3, 2, 7)), jnp.ones((7, 4))
-    batched = jax.vmap(lambda x: product(x, w, "bfloat16"))(x)
-    np.testing.assert_array_equal(batched, jnp.stack([product(each, w, "bfloat16") for each in x]))
+@pytest.mark.parametrize("axes", ((0, None), (None, 0), (0, 0)))
+@pytest.mark.parametrize("shape", ((7,), (5, 7), (2, 3, 7)))
+def test_product_and_gradients_by_vmap_are_one_by_one(key, shape, axes):
+    shapes = (s if axis is None else (6, *s) for s, axis in zip((shape, (7, 4)), axes, strict=True))
+    x, w = map(jax.random.normal, jax.random.split(key), shapes)
+
+    def both(x, w):
+        y, pull = jax.vjp(lambda x, w: product(x, w, "bfloat16"), x, w)
+        return y, pull(y)
+
+    batched = jax.jit(jax.vmap(both, axes))(x, w)
+    each = [both(x if axes[0] is None else x[i], w if axes[1] is None else w[i]) for i in range(6)]
+    expected = jax.tree.map(lambda *a: jnp.stack(a), *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), batched, expected)
 
 
-@pytest.mark.parametrize("fields", ({}, {"network": "convolutional"}, {"hierarchy": "hvae"}))
+def test_second_derivatives(key):
+    x, w = (jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((3, 5, 7), (7, 4)), strict=True))
+
+    def curvature(x, w, dtype):
+        grad = jax.grad(lambda w: jnp.sum(jnp.tanh(product(x, w, dtype))))
+        return jax.grad(lambda w: jnp.sum(grad(w) ** 2))(w)
+
+    exact, narrow = (jax.vmap(partial(curvature, dtype=dtype), (0, None))(x, w) for dtype in DTYPES)
+    np.testing.assert_allclose(narrow, exact, atol=0.05 * jnp.max(jnp.abs(exact)))
+
+
+SUB_PIXEL = {"network": "convolutional", "network_options": {"channels": [16, 16], "decoder_channels": [16]}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    ({}, {"num_samples": 3}, {"network": "convolutional"}, SUB_PIXEL | {"num_samples": 3}, {"hierarchy": "hvae"}),
+)
 def test_a_vae_of_rounded_products_is_nearly_that_of_exact_ones(key, fields):
     x = jax.random.uniform(jax.random.key(1), (8, 6, 6, 1))
     losses, grads = [], []

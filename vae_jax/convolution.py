@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.errors import UserError
-from vae_jax.products import product
+from vae_jax.products import product, with_vmap
 
 Size = tuple[int, int]
 Convolution = Callable[[Array, Array], Array]
@@ -82,18 +82,15 @@ def _in_one_batch(function: Convolution) -> Convolution:
     XLA:CPU takes a quarter longer for arrays of more axes. A derivative would ask for the gradient of the kernel of
     each part of the batch by itself.
     """
-    merged = jax.custom_batching.custom_vmap(function)
 
-    @merged.def_vmap
     def batch(size: int, batched: list[bool], x: Array, kernel: Array) -> tuple[Array, bool]:
         if batched[1]:  # several models
             return jax.vmap(function, [0 if own else None for own in batched])(x, kernel), True
         y = merged(x.reshape(-1, *x.shape[2:]), kernel)
         return y.reshape(size, -1, *y.shape[1:]), True
 
-    either = jax.custom_vjp(lambda x, kernel: merged(x, kernel))
-    either.defvjp(lambda x, kernel: jax.vjp(function, x, kernel), lambda back, y_bar: back(y_bar))
-    return either
+    merged = with_vmap(function, batch)
+    return merged
 
 
 def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: str) -> Array:

@@ -1,5 +1,6 @@
 """Matrix products of float32 arrays whose factors may be rounded to a narrower type first."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -34,8 +35,30 @@ def _forward(x: Array, w: Array, dtype: str) -> tuple[Array, tuple[Array, Array]
 
 def _backward(dtype: str, saved: tuple[Array, Array], y_bar: Array) -> tuple[Array, Array]:
     (x, w), y_bar = saved, y_bar.astype(dtype)
+    return _dot(y_bar, w, (y_bar.ndim - 1,), (1,)), _weight_gradient(x, y_bar)
+
+
+def with_vmap(function: Callable[..., Array], rule: Callable[..., tuple[Array, bool]]) -> Callable[..., Array]:
+    """`function` with a rule of its own for vmap, where it is not differentiated.
+
+    rule: (size, which arguments have the axis, *arguments) -> (result, True if it has the axis).
+    """
+    own = jax.custom_batching.custom_vmap(function)
+    own.def_vmap(rule)
+    either = jax.custom_vjp(lambda *args: own(*args))
+    either.defvjp(lambda *args: jax.vjp(function, *args), lambda back, y_bar: back(y_bar))
+    return either
+
+
+def _sum_of_outer(x: Array, y_bar: Array) -> Array:
     batch = tuple(range(x.ndim - 1))
-    return _dot(y_bar, w, (y_bar.ndim - 1,), (1,)), _dot(x, y_bar, batch, batch)
+    return _dot(x, y_bar, batch, batch)
+
+
+def _sums_of_outer(size: int, batched: list[bool], x: Array, y_bar: Array) -> tuple[Array, bool]:
+    if not batched[0]:  # XLA:CPU has no bfloat16 product of the columns of a matrix with a stack of matrices
+        x = jnp.broadcast_to(x, (size, *x.shape))
+    return jax.vmap(_sum_of_outer, (0, 0 if batched[1] else None))(x, y_bar), True
 
 
 def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -> Array:
@@ -43,3 +66,4 @@ def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -
 
 
 _narrow.defvjp(_forward, _backward)
+_weight_gradient = with_vmap(_sum_of_outer, _sums_of_outer)
