@@ -36,7 +36,7 @@ from vae_jax.ensemble import Traced, take
 from vae_jax.errors import UserError
 from vae_jax.update import TrainState
 
-COLUMNS = ("loss", "elbo", "nll")  # of the table, in nats
+COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; in nats, but for the last
 
 
 def sweep(options: Namespace) -> str:
@@ -135,7 +135,8 @@ def sweep(options: Namespace) -> str:
         for i, figure in enumerate(figures):
             result = bound(take(states.averaged, i), jax.random.key(0), held_out, console.bar)
             summary = evaluate.summarize(result, options.num_samples)
-            figure |= {name: summary[name] for name in ("nll", "nll_se", "num_samples")}
+            own = [name for name in summary if name.startswith(("nll", "active_units"))]
+            figure |= {name: summary[name] for name in (*own, "num_samples")}
     rows = table(figures)
     text = json.dumps({"split": split, "table": rows, "members": figures}, indent=2)
     metrics.write_text(options.sweep_dir / "sweep.json", text + "\n")
