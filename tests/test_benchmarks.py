@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 import pytest
-from benchmarks import headline, measure
+from benchmarks import headline, iwae, measure
 from conftest import ROOT
 
 
@@ -49,3 +49,15 @@ def test_the_readme_and_the_recipes_say_what_was_measured():
     for (name, _), (nll, *_) in headline.table(headline.read()).items():
         recipe = (ROOT / "configs" / f"{name}.py").read_text()
         assert f"**{nll:.2f}**" in readme and f"{nll:.2f}" in recipe
+
+
+def test_the_readme_has_the_table_of_the_iwae_paper_as_measured():
+    assert iwae.table(iwae.read(), 4) in (ROOT / "README.md").read_text()
+
+
+def test_a_cell_of_the_iwae_table_says_what_is_known_of_it():
+    row = {"layers": "two_layers", "objective": "IWAE", "k": 5, "num_epochs": 4, "nll": 90.0, "nll_se": 0.014}
+    lines = iwae.table([row | {"active_units": [20.0, 5 / 3]}], 4).splitlines()
+    assert len(lines) == 2 + len(iwae.PUBLISHED)
+    assert lines[5] == "| IWAE | 5 |  | 90.00 ± 0.01 (20.0 + 1.7) | 85.54 | 83.89 |"
+    assert iwae.cell(row | {"nll_se": None, "active_units": [3.0]}) == "90.00 (3.0)"

@@ -20,6 +20,18 @@ def product(x: Array, w: Array, compute_dtype: str = "float32") -> Array:
     return _narrow(x, w, compute_dtype)
 
 
+def with_vmap(function: Callable[..., Array], rule: Callable[..., tuple[Array, bool]]) -> Callable[..., Array]:
+    """`function` with a rule of its own for vmap, where it is not differentiated.
+
+    rule: (size, which arguments have the axis, *arguments) -> (result, True if it has the axis).
+    """
+    own = jax.custom_batching.custom_vmap(function)
+    own.def_vmap(rule)
+    either = jax.custom_vjp(lambda *args: own(*args))
+    either.defvjp(lambda *args: jax.vjp(function, *args), lambda back, y_bar: back(y_bar))
+    return either
+
+
 # The gradients are by hand because JAX's own take products with the cotangent in float32.
 
 
@@ -35,30 +47,19 @@ def _forward(x: Array, w: Array, dtype: str) -> tuple[Array, tuple[Array, Array]
 
 def _backward(dtype: str, saved: tuple[Array, Array], y_bar: Array) -> tuple[Array, Array]:
     (x, w), y_bar = saved, y_bar.astype(dtype)
-    return _dot(y_bar, w, (y_bar.ndim - 1,), (1,)), _weight_gradient(x, y_bar)
+    return _dot(y_bar, w, (y_bar.ndim - 1,), (1,)), _w_bar(x, y_bar)
 
 
-def with_vmap(function: Callable[..., Array], rule: Callable[..., tuple[Array, bool]]) -> Callable[..., Array]:
-    """`function` with a rule of its own for vmap, where it is not differentiated.
-
-    rule: (size, which arguments have the axis, *arguments) -> (result, True if it has the axis).
-    """
-    own = jax.custom_batching.custom_vmap(function)
-    own.def_vmap(rule)
-    either = jax.custom_vjp(lambda *args: own(*args))
-    either.defvjp(lambda *args: jax.vjp(function, *args), lambda back, y_bar: back(y_bar))
-    return either
-
-
-def _sum_of_outer(x: Array, y_bar: Array) -> Array:
+def _outer(x: Array, y_bar: Array) -> Array:
+    """The gradient of w, [I, O], of [..., I] and [..., O]."""
     batch = tuple(range(x.ndim - 1))
     return _dot(x, y_bar, batch, batch)
 
 
-def _sums_of_outer(size: int, batched: list[bool], x: Array, y_bar: Array) -> tuple[Array, bool]:
+def _outer_by_vmap(size: int, batched: list[bool], x: Array, y_bar: Array) -> tuple[Array, bool]:
     if not batched[0]:  # XLA:CPU has no bfloat16 product of the columns of a matrix with a stack of matrices
         x = jnp.broadcast_to(x, (size, *x.shape))
-    return jax.vmap(_sum_of_outer, (0, 0 if batched[1] else None))(x, y_bar), True
+    return jax.vmap(_outer, (0, 0 if batched[1] else None))(x, y_bar), True
 
 
 def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -> Array:
@@ -66,4 +67,4 @@ def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -
 
 
 _narrow.defvjp(_forward, _backward)
-_weight_gradient = with_vmap(_sum_of_outer, _sums_of_outer)
+_w_bar = with_vmap(_outer, _outer_by_vmap)
