@@ -96,8 +96,9 @@ def draw(figures: dict[tuple[str, int], tuple[float, float, float, int]]) -> Non
     nll, errors = ([own[i] for own in shown.values()] for i in (0, 1))
     for value, name in PUBLISHED.items():
         axes.axhline(value, color="0.75", linewidth=1, zorder=0)
-        axes.text(0.995, value, f"{name} {value}", transform=axes.get_yaxis_transform(), fontsize=8, color="0.35")
-        axes.texts[-1].set(ha="right", va="bottom")
+        x, side = (0.995, "right") if value > 82 else (0.005, "left")  # clear of the curve
+        own = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": "0.35", "ha": side, "va": "bottom"}
+        axes.text(x, value, f"{name} {value}", **own)
     axes.errorbar(minutes, nll, errors, marker="o", capsize=3, color="C0")
     for name, x, y in zip(shown, minutes, nll, strict=True):
         axes.annotate(f"{name} {y:.2f}", (x, y), (-6, -6), textcoords="offset points", fontsize=8, ha="right", va="top")

@@ -12,6 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,13 +82,13 @@ if __name__ == "__main__":
     parser.add_argument("--num_epochs", type=int, default=4)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--num_samples", type=int, default=500)
-    parser.add_argument("--only", default="", help="of the cells whose name, as in one_layer_IWAE_50, contains it")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="cells by name: one_layer_IWAE_50, or *_DReG_*")
     options = parser.parse_args()
     for objective, k in PUBLISHED:
         for layers in LAYERS:
             at = {"layers": layers, "objective": objective, "k": k, "num_epochs": options.num_epochs}
             there = any(at.items() <= row.items() for row in read())
-            if options.only in f"{layers}_{objective}_{k}" and not there:
+            if fnmatch(f"{layers}_{objective}_{k}", options.only) and not there:
                 line = json.dumps(measure(layers, objective, k, options))
                 with RESULTS.open("a") as file:
                     file.write(f"{line}\n")
