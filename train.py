@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
             console.say(f"{run_dir}: resumed at step {step} of {num_steps}")
         state, _ = train(state, examples, np.int32(0))  # compiles, so that the rates below are of steps
         bar = console.bar(total=num_steps, initial=step, unit="step")
-        chunk = 1  # steps a call: about a second of them
+        chunk, saved = 1, time.monotonic()  # steps a call: about a second of them
 
         while step < num_steps:
             start = time.monotonic()
@@ -92,6 +92,9 @@ def main(argv: list[str]) -> None:
             bar.update(count)
             bar.set_postfix(loss=f"{sums['loss'] / count:.3f}")
             if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
+                if is_first and time.monotonic() > saved + checkpoints.MAX_SECONDS:
+                    checkpoints.save(run_dir, state, totals)
+                    saved = time.monotonic()
                 continue
 
             values, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
@@ -108,6 +111,7 @@ def main(argv: list[str]) -> None:
             metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
             copy_metrics()
             checkpoints.save(run_dir, state, totals, record["loss"])
+            saved = time.monotonic()
             if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
                 trained_vae = checkpoints.Restored(config, data, vae, devices.local(state.averaged), step)
                 views.draw_run(run_dir / f"epoch-{at['epoch']:g}", trained_vae, held_out, label, mean)

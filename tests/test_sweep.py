@@ -273,6 +273,17 @@ def test_stopped_inside_an_epoch_and_resumed_equals_unbroken(unbroken, tmp_path,
     assert_same_sweep(tmp_path, unbroken)
 
 
+def test_a_crash_far_from_an_evaluation_loses_little(unbroken, tmp_path, no_pictures, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "MAX_SECONDS", -1)
+        patch.setattr(metrics, "append", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path, *SMALL, **EVERY)
+    assert {0 < checkpoints.load(run_dir).step < 20 for run_dir in members_of(tmp_path)} == {True}
+    run(tmp_path, *SMALL, **EVERY)
+    assert_same_sweep(tmp_path, unbroken)
+
+
 def test_a_finished_sweep_stays_as_it_is(unbroken, no_pictures):
     before = contents(unbroken)
     run(unbroken, *SMALL, **EVERY)

@@ -283,6 +283,20 @@ def test_stopped_between_two_evaluations_without_an_average(train, tmp_path, no_
     assert [record["step"] for record in metrics.read(tmp_path / "broken")] == [30, 30, 60, 60]
 
 
+def test_a_crash_far_from_an_evaluation_loses_little(train, tmp_path, no_pictures, monkeypatch):
+    fields = {"num_epochs": 4, "eval_epochs": 4}
+    train(tmp_path / "unbroken", **fields)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "MAX_SECONDS", -1)
+        patch.setattr(metrics, "append", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path / "broken", **fields)
+    assert 0 < checkpoints.load(tmp_path / "broken").step < 60
+    train(tmp_path / "broken", **fields)
+    assert_bit_equal(final_state(tmp_path / "broken"), final_state(tmp_path / "unbroken"))
+    assert_same_records(tmp_path / "broken", tmp_path / "unbroken")
+
+
 def test_finished_run_stays_as_it_is(train, digits_run):
     before = contents(digits_run)
     result = train(digits_run, num_epochs=6)

@@ -25,6 +25,7 @@ from vae_jax.inputs import DataInfo
 from vae_jax.runs import read_run
 from vae_jax.update import TrainState
 
+MAX_SECONDS = 300  # of training without a checkpoint, however far the next evaluation is
 MAX_PROGRESS = 1 << 20  # bytes of a progress.json, which has a few hundred
 
 

@@ -77,7 +77,7 @@ class Config:
     warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0", most=MAX_STEPS)
     clip_norm: float = _setting(0.0, "largest global norm of a gradient; 0: any")
     ema_decay: float = _setting(0.0, "decay a step of the averaged weights that are evaluated; 0: no average")
-    eval_epochs: int = _setting(1, "epochs between evaluations, each of which saves a checkpoint", least=1)
+    eval_epochs: int = _setting(1, "epochs between evaluations; each saves a checkpoint, and so do 5 minutes", least=1)
     picture_epochs: int = _setting(0, "epochs between pictures kept in the run directory; 0: only those at the end")
     seed: int = _setting(0, "of everything random")
     # fmt: on

@@ -83,7 +83,7 @@ def sweep(options: Namespace) -> str:
             console.say(f"{options.sweep_dir}: resumed at step {step} of {num_steps}")
         states, _ = train(states, traced, examples, jax.device_put(np.int32(0)))
         bar = console.bar(total=num_steps, initial=step, unit="step")
-        chunk = 1
+        chunk, saved = 1, time.monotonic()
 
         while step < num_steps and not stopped():  # as in train.py
             start = time.monotonic()
@@ -99,6 +99,10 @@ def sweep(options: Namespace) -> str:
             step, chunk = step + count, max(1, int(count / seconds))
             bar.update(count)
             if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
+                if time.monotonic() > saved + checkpoints.MAX_SECONDS:
+                    for i, run_dir in enumerate(run_dirs):
+                        checkpoints.save(run_dir, take(states, i), totals[i])
+                    saved = time.monotonic()
                 continue
 
             for i, run_dir in enumerate(run_dirs):
@@ -116,6 +120,7 @@ def sweep(options: Namespace) -> str:
                 checkpoints.save(run_dir, take(states, i), {}, record["loss"])
                 if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
                     draw(i, run_dir / f"epoch-{at['epoch']:g}")
+            saved = time.monotonic()
 
         bar.close()
         for i, run_dir in enumerate(run_dirs):
@@ -135,8 +140,8 @@ def sweep(options: Namespace) -> str:
         for i, figure in enumerate(figures):
             result = bound(take(states.averaged, i), jax.random.key(0), held_out, console.bar)
             summary = evaluate.summarize(result, options.num_samples)
-            own = [name for name in summary if name.startswith(("nll", "active_units"))]
-            figure |= {name: summary[name] for name in (*own, "num_samples")}
+            kept = ("nll", "active_units", "num_samples")
+            figure |= {name: value for name, value in summary.items() if name.startswith(kept)}
     rows = table(figures)
     text = json.dumps({"split": split, "table": rows, "members": figures}, indent=2)
     metrics.write_text(options.sweep_dir / "sweep.json", text + "\n")
