@@ -61,7 +61,7 @@ def test_second_derivatives(key):
     np.testing.assert_allclose(narrow, exact, atol=0.05 * jnp.max(jnp.abs(exact)))
 
 
-SUB_PIXEL = {"network": "convolutional", "network_options": {"channels": [16, 16], "decoder_channels": [16]}}
+SUB_PIXEL = {"network": "convolutional", "network_options": {"channels": [16, 16], "decoder_channels": [16, 16]}}
 
 
 @pytest.mark.parametrize(
