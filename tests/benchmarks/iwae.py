@@ -3,8 +3,8 @@
     python tests/benchmarks/iwae.py [--num_epochs=4] [--seeds=0,1,2] [--num_samples=500] [--only=PATTERN]
 
 Dynamically binarised MNIST, all 10,000 test images. Each cell is one sweep over the seeds, in checkpoints/iwae, and a
-line of iwae.jsonl beside this file; a cell that has its line is not run again. Then it prints what the file has of such
-a number of epochs. The whole schedule is --num_epochs=3280.
+line of iwae.jsonl beside this file; a cell that has its line is not run again, until the line is deleted. Then it
+prints what the file has of such a number of epochs. The whole schedule is --num_epochs=3280.
 """
 
 import argparse
