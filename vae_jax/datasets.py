@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -283,13 +283,13 @@ def _cached(key: str, read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     path = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax", f"{key}.npz")
     with contextlib.suppress(UserError):
         return read_npz(path)
-    arrays = read()
+    arrays: dict[str, Any] = read()  # the names are its own: none is a keyword of np.savez
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
