@@ -101,7 +101,8 @@ def draw(figures: dict[tuple[str, int], tuple[float, float, float, int]]) -> Non
         axes.text(x, value, f"{name} {value}", **own)
     axes.errorbar(minutes, nll, errors, marker="o", capsize=3, color="C0")
     for name, x, y in zip(shown, minutes, nll, strict=True):
-        axes.annotate(f"{name} {y:.2f}", (x, y), (-6, -6), textcoords="offset points", fontsize=8, ha="right", va="top")
+        own = {"ha": "right", "va": "top", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+        axes.annotate(f"{name} {y:.2f}", (x, y), (-6, -6), textcoords="offset points", fontsize=8, **own)
     axes.set_xscale("log")
     ticks = (1, 2, 3, 5, 8, 12, 20, 30, 60)
     axes.set_xticks(ticks)
