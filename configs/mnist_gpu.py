@@ -5,7 +5,7 @@
 
 The network of `mnist_12min.py` with two to four times the channels and with blocks at every size, for 300 epochs. The
 checkpoint with the lowest loss of the 5,000 validation images is the one to evaluate: so many epochs can overfit. Not
-run to its end here; a CPU core takes days.
+run to its end here.
 """
 
 from vae_jax.config import Config
