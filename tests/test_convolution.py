@@ -1,5 +1,7 @@
 """`conv` and `conv_transpose` against `lax.conv_general_dilated` and its linear transpose."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,16 +52,20 @@ def assert_close(got, expected):
 
 
 def values_and_gradients(conv, conv_transpose, size, stride, *operands):
-    """Both functions and their four gradients for the cotangents sin(0), sin(1), ..., in one compilation."""
+    """Both functions and their four gradients for cotangents sin(0), sin(1), ... rounded, in one compilation."""
 
     @jax.jit
     def run(x, small, kernel):
         y, back = jax.vjp(lambda x, w: conv(x, w, stride), x, kernel)
         z, back_transpose = jax.vjp(lambda x, w: conv_transpose(x, w, stride, size), small, kernel)
-        cotangents = (jnp.sin(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in (y, z))
+        cotangents = (rounded(jnp.sin(jnp.arange(a.size, dtype=a.dtype))).reshape(a.shape) for a in (y, z))
         return y, z, *back(next(cotangents)), *back_transpose(next(cotangents))
 
     return run(*operands)
+
+
+def rounded(a):
+    return a.astype(jnp.bfloat16).astype(a.dtype)
 
 
 def operands(size, channels, stride, k, features):
@@ -72,6 +78,26 @@ def test_values_and_gradients_equal_lax(shape, stride, k, features):
     *size, channels = shape
     case = tuple(size), stride, *operands(size, channels, stride, k, features)
     assert_close(values_and_gradients(conv, conv_transpose, *case), values_and_gradients(*LAX, *case))
+
+
+@pytest.mark.parametrize(("channels", "stride", "k", "features"), [(20, *form) for form in FORMS] + [(2, 1, 2, 4)])
+def test_bfloat16_products_are_those_of_rounded_factors(channels, stride, k, features):
+    case = (7, 5), stride, *map(rounded, operands((7, 5), channels, stride, k, features))
+    functions = [partial(f, compute_dtype="bfloat16") for f in (conv, conv_transpose)]
+    assert_close(values_and_gradients(*functions, *case), values_and_gradients(*LAX, *case))
+
+
+def test_second_derivatives_of_bfloat16_products():
+    x, kernel = arrays((2, 7, 5, 4), (3, 3, 4, 6))
+
+    def curvature(kernel, conv):
+        grad = jax.grad(lambda kernel: jnp.sum(jnp.tanh(conv(x, kernel, 1))))
+        return jax.grad(lambda kernel: jnp.sum(grad(kernel) ** 2))(kernel)
+
+    narrow, exact = (
+        jax.jit(partial(curvature, conv=f))(kernel) for f in (partial(conv, compute_dtype="bfloat16"), lax_conv)
+    )
+    np.testing.assert_allclose(narrow, exact, rtol=0, atol=0.05 * float(jnp.abs(exact).max()))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -50,6 +50,15 @@ def test_product_and_gradients_by_vmap_are_one_by_one(key, shape, axes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), batched, expected)
 
 
+def test_gradient_of_a_transposed_weight(key):
+    x, w = (jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((96, 64), (48, 64)), strict=True))
+    grad = jax.jit(jax.grad(lambda w: jnp.sum(product(x, w.T, "bfloat16") ** 2)))(w)
+    x, w = (rounded(a, "bfloat16") for a in (x, w))
+    np.testing.assert_allclose(
+        grad, rounded(2 * x @ w.T, "bfloat16").T @ x, rtol=1e-2, atol=1e-2 * np.max(np.abs(grad))
+    )
+
+
 def test_second_derivatives(key):
     x, w = (jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key), ((3, 5, 7), (7, 4)), strict=True))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.errors import UserError
-from vae_jax.products import product, with_vmap
+from vae_jax.products import outer, product, with_vmap
 
 Size = tuple[int, int]
 Convolution = Callable[[Array, Array], Array]
@@ -31,8 +31,11 @@ def conv(x: Array, kernel: Array, stride: int = 1, compute_dtype: str = "float32
 
     def products(x: Array, kernel: Array) -> Array:
         (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
-        if stride == 1 and d < c and kh % 2 == kw % 2 == 1:  # moves D numbers for each tap, not C
-            return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w), compute_dtype)
+        if stride == 1 and kh % 2 == kw % 2 == 1:
+            if d < c:  # moves D numbers for each tap, not C
+                return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w), compute_dtype)
+            if compute_dtype != "float32":
+                return _same(x, kernel, compute_dtype)
         return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
@@ -104,6 +107,39 @@ def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: 
     shifted = [taps[t, u, ..., kh - 1 - t :, kw - 1 - u :][..., :h, :w] for t in range(kh) for u in range(kw)]
     # Its gradient goes to nine taps, each of which would compute it anew.
     return lax.optimization_barrier(jnp.moveaxis(sum(shifted[1:], shifted[0]), 0, -1))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _same(x: Array, kernel: Array, dtype: str) -> Array:
+    """Convolution of stride 1 with an odd kernel, of factors rounded before their windows are copied.
+
+    Where products are fast, copies take most of the time. Of the gradient of the result, one copy serves both
+    gradients, which need no windows of x. In float32, adding up windows is a little faster than copying them again.
+    """
+    return _same_forward(x, kernel, dtype)[0]
+
+
+def _same_forward(x: Array, kernel: Array, dtype: str) -> tuple[Array, tuple[Array, Array]]:
+    x = x.astype(dtype)
+    return _windows_product(x, kernel, dtype)[0], (x, kernel)
+
+
+def _same_backward(dtype: str, saved: tuple[Array, Array], y_bar: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    kh, kw, c, d = kernel.shape
+    x_bar, windows = _windows_product(y_bar.astype(dtype), kernel[::-1, ::-1].swapaxes(2, 3), dtype)
+    taps = outer(x.reshape(-1, c), windows.reshape(-1, kh * kw * d))
+    return x_bar, taps.reshape(c, kh, kw, d).transpose(1, 2, 0, 3)[::-1, ::-1]
+
+
+def _windows_product(x: Array, kernel: Array, dtype: str) -> tuple[Array, Array]:
+    """The convolution, and the windows that it took."""
+    (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
+    windows = _windows(x, (kh, kw), 1, (h, w))
+    return _product(windows, kernel.reshape(kh * kw * c, d), dtype), windows
+
+
+_same.defvjp(_same_forward, _same_backward)
 
 
 def _product(x: Array, w: Array, dtype: str) -> Array:

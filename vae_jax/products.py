@@ -47,19 +47,34 @@ def _forward(x: Array, w: Array, dtype: str) -> tuple[Array, tuple[Array, Array]
 
 def _backward(dtype: str, saved: tuple[Array, Array], y_bar: Array) -> tuple[Array, Array]:
     (x, w), y_bar = saved, y_bar.astype(dtype)
-    return _dot(y_bar, w, (y_bar.ndim - 1,), (1,)), _w_bar(x, y_bar)
+    return _dot(y_bar, w, (y_bar.ndim - 1,), (1,)), outer(x, y_bar)
 
 
 def _outer(x: Array, y_bar: Array) -> Array:
-    """The gradient of w, [I, O], of [..., I] and [..., O]."""
-    batch = tuple(range(x.ndim - 1))
-    return _dot(x, y_bar, batch, batch)
+    return lax.platform_dependent(*_matrices(x, y_bar), cpu=_outer_by_rows, default=_outer_by_columns)
+
+
+def _outer_by_columns(x: Array, y_bar: Array) -> Array:
+    return _dot(x, y_bar, (0,), (0,))
+
+
+def _outer_by_rows(x: Array, y_bar: Array) -> Array:
+    # XLA:CPU (jax 0.10 to 0.12) widens bfloat16 matrices to multiply their columns, and takes twice the time. A plain
+    # transpose it would undo, and without the barrier swap the factors of a result that is transposed, then fail.
+    half = len(x) // 2
+    rows = jnp.concatenate([x[:half].T, x[half:].T], 1)
+    return lax.optimization_barrier(_dot(rows, y_bar, (1,), (0,)))
 
 
 def _outer_by_vmap(size: int, batched: list[bool], x: Array, y_bar: Array) -> tuple[Array, bool]:
     if not batched[0]:  # XLA:CPU has no bfloat16 product of the columns of a matrix with a stack of matrices
         x = jnp.broadcast_to(x, (size, *x.shape))
-    return jax.vmap(_outer, (0, 0 if batched[1] else None))(x, y_bar), True
+    own = jax.vmap(lambda x, y_bar: _outer_by_columns(*_matrices(x, y_bar)), (0, 0 if batched[1] else None))
+    return own(x, y_bar), True
+
+
+def _matrices(*factors: Array) -> list[Array]:
+    return [a.reshape(-1, a.shape[-1]) for a in factors]
 
 
 def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -> Array:
@@ -67,4 +82,4 @@ def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -
 
 
 _narrow.defvjp(_forward, _backward)
-_w_bar = with_vmap(_outer, _outer_by_vmap)
+outer = with_vmap(_outer, _outer_by_vmap)  # the gradient of w in `product(x, w)`, [I, O], of [..., I] and [..., O]
