@@ -3,8 +3,8 @@
     python train.py --config=configs/mnist_30min.py
     python -m vae_jax evaluate checkpoints/mnist_30min
 
-In 1,695 s, the whole process: NLL 80.40 nats (dynamic binarisation, K = 500, all 10,000 test images, seed 0), whose
-evaluation takes 17 minutes more of one core.
+In 1,695 and 2,016 s, the whole process: NLL 80.42 nats, standard error 0.01 over 2 seeds (dynamic binarisation, K =
+500, all 10,000 test images). The evaluation takes 14 minutes more of one core.
 """
 
 from vae_jax.config import Config

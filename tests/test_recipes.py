@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from vae_jax import metrics
 
-SLOW = ("mnist_12min", "mnist_30min")  # the network and objective of mnist_8min
+SLOW = ("mnist_3min", "mnist_12min", "mnist_30min", "mnist_gpu")  # mnist_fast and mnist_8min for longer or with more
 RECIPES = [
     pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
     for path in sorted((ROOT / "configs").rglob("*.py"))
