@@ -128,8 +128,7 @@ def _same_backward(dtype: str, saved: tuple[Array, Array], y_bar: Array) -> tupl
     x, kernel = saved
     kh, kw, c, d = kernel.shape
     x_bar, windows = _windows_product(y_bar.astype(dtype), kernel[::-1, ::-1].swapaxes(2, 3), dtype)
-    taps = outer(x.reshape(-1, c), windows.reshape(-1, kh * kw * d))
-    return x_bar, taps.reshape(c, kh, kw, d).transpose(1, 2, 0, 3)[::-1, ::-1]
+    return x_bar, outer(x, windows).reshape(c, kh, kw, d).transpose(1, 2, 0, 3)[::-1, ::-1]
 
 
 def _windows_product(x: Array, kernel: Array, dtype: str) -> tuple[Array, Array]:
