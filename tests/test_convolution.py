@@ -137,6 +137,18 @@ def test_gradients_under_vmap_over_kernels_inside_scan(features):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.parametrize("features", [1, 17])
+def test_gradient_of_a_scan_over_convolutions(features):
+    x, kernel = arrays((3, 2, 7, 5, 4), (3, 3, 4, features))
+
+    def gradient(conv):
+        total = lambda kernel: lax.scan(lambda c, x: (c + jnp.sum(conv(x, kernel, 1) ** 2), None), 0.0, x)[0]  # noqa: E731
+        return jax.jit(jax.grad(total))(kernel)
+
+    expected = gradient(lax_conv)
+    np.testing.assert_allclose(gradient(conv), expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
 @pytest.mark.parametrize("several_kernels", (False, True))
 def test_vmap_over_images_and_kernels_is_a_loop(several_kernels):
     x, kernels = arrays((3, 2, 2, 7, 5, 4), (3, 3, 3, 4, 6))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.errors import UserError
-from vae_jax.products import outer, product, with_vmap
+from vae_jax.products import moved, outer, product, with_vmap
 
 Size = tuple[int, int]
 Convolution = Callable[[Array, Array], Array]
@@ -102,11 +102,8 @@ def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: 
         return _fold(_product(x, kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * d), dtype), (kh, kw), stride, size)
     # So few channels do not fill a vector register: the image's rows do, so each tap is a plane of pixels.
     weights = kernel.swapaxes(2, 3).reshape(kh * kw * d, c)
-    taps = product(weights, x.reshape(-1, c).T, dtype).reshape(kh, kw, d, b, h, w)
-    taps = jnp.pad(taps, ((0, 0), (0, 0), (0, 0), (0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)))
-    shifted = [taps[t, u, ..., kh - 1 - t :, kw - 1 - u :][..., :h, :w] for t in range(kh) for u in range(kw)]
-    # Its gradient goes to nine taps, each of which would compute it anew.
-    return lax.optimization_barrier(jnp.moveaxis(sum(shifted[1:], shifted[0]), 0, -1))
+    planes = product(weights, x.reshape(-1, c).T, dtype).reshape(kh, kw, d, b, h, w)
+    return jnp.moveaxis(_fold_planes(planes, (kh, kw)), 0, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -157,10 +154,14 @@ def _windows(x: Array, kernel_size: Size, stride: int, size: Size) -> Array:
     before = [_before(n, k, stride) for n, k in zip(size, kernel_size, strict=True)]
     after = [max((m - 1) * stride + k - n - p, 0) for n, m, k, p in zip(size, small, kernel_size, before, strict=True)]
     # Without the barrier, what makes x is computed once for each window that a pixel is in.
-    x = jnp.pad(lax.optimization_barrier(x), ((0, 0), *zip(before, after, strict=True), (0, 0)))
     rows, columns = (h - 1) * stride + 1, (w - 1) * stride + 1
-    taps = [x[:, t : t + rows : stride, u : u + columns : stride] for t in range(kh) for u in range(kw)]
-    return jnp.concatenate(taps, -1)
+
+    def copy(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+        taps = [x[:, t : t + rows : stride, u : u + columns : stride] for t in range(kh) for u in range(kw)]
+        return jnp.concatenate(taps, -1)
+
+    return moved(copy, lax.optimization_barrier(x))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -184,8 +185,29 @@ def _fold(y: Array, kernel_size: Size, stride: int, size: Size) -> Array:
     return image[:, : size[0], : size[1]]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _fold_planes(y: Array, kernel_size: Size) -> Array:
+    """The sum of planes of pixels, each moved to its place: [kh, kw, ..., H, W] to [..., H, W]."""
+    (kh, kw), (h, w) = kernel_size, y.shape[-2:]
+    y = _frame(y, kernel_size)
+    shifted = [y[t, u, ..., kh - 1 - t :, kw - 1 - u :][..., :h, :w] for t in range(kh) for u in range(kw)]
+    return sum(shifted[1:], shifted[0])
+
+
+def _planes(y_bar: Array, kernel_size: Size) -> Array:
+    (kh, kw), (h, w) = kernel_size, y_bar.shape[-2:]
+    y_bar = _frame(lax.optimization_barrier(y_bar), kernel_size)
+    return jnp.stack([jnp.stack([y_bar[..., t : t + h, u : u + w] for u in range(kw)]) for t in range(kh)])
+
+
+def _frame(x: Array, kernel_size: Size) -> Array:
+    kh, kw = kernel_size
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((kh // 2, kh // 2), (kw // 2, kw // 2)))
+
+
 _windows.defvjp(lambda x, *static: (_windows(x, *static), None), lambda *args: (_fold(args[-1], *args[:3]),))
 _fold.defvjp(lambda y, *static: (_fold(y, *static), None), lambda *args: (_windows(args[-1], *args[:3]),))
+_fold_planes.defvjp(lambda y, size: (_fold_planes(y, size), None), lambda size, _, y_bar: (_planes(y_bar, size),))
 
 
 def _before(n: int, k: int, stride: int) -> int:

@@ -32,6 +32,17 @@ def with_vmap(function: Callable[..., Array], rule: Callable[..., tuple[Array, b
     return either
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def moved(move: Callable[[Array], Array], x: Array) -> Array:
+    """move(x), where `move` copies numbers and adds zeros: as integers, since XLA:CPU copies bfloat16 as float32."""
+    if x.dtype != jnp.bfloat16:
+        return move(x)
+    return lax.bitcast_convert_type(move(lax.bitcast_convert_type(x, jnp.uint16)), x.dtype)
+
+
+moved.defvjp(lambda move, x: jax.vjp(move, x), lambda move, back, y_bar: back(y_bar))
+
+
 # The gradients are by hand because JAX's own take products with the cotangent in float32.
 
 
@@ -62,7 +73,7 @@ def _outer_by_rows(x: Array, y_bar: Array) -> Array:
     # XLA:CPU (jax 0.10 to 0.12) widens bfloat16 matrices to multiply their columns, and takes twice the time. A plain
     # transpose it would undo, and without the barrier swap the factors of a result that is transposed, then fail.
     half = len(x) // 2
-    rows = jnp.concatenate([x[:half].T, x[half:].T], 1)
+    rows = moved(lambda x: jnp.concatenate([x[:half].T, x[half:].T], 1), x)
     return lax.optimization_barrier(_dot(rows, y_bar, (1,), (0,)))
 
 
