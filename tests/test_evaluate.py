@@ -26,6 +26,7 @@ from vae_jax.evaluate import (
 )
 from vae_jax.inputs import DataInfo, Examples
 from vae_jax.objectives import negative_elbo
+from vae_jax.products import DTYPES
 
 NUM_EXAMPLES, NUM_SAMPLES = 7, 5
 SHAPE, LATENTS = (2, 2, 1), 3
@@ -86,8 +87,13 @@ def test_figures_are_those_of_a_loop_whatever_the_batches(model, reference, key,
     assert_close(evaluate(model.params, key, model.examples), reference)
 
 
-def test_the_faster_options_of_convolutions_change_no_figure(key):
-    config = Config(network="convolutional", network_options={"channels": [4]}, hidden_sizes=(), latent_dim=2)
+@pytest.mark.parametrize("network", ("mlp", "convolutional"))
+@pytest.mark.parametrize("compute_dtype", DTYPES)
+def test_the_faster_options_change_no_figure(key, network, compute_dtype):
+    options = {"channels": [4]} if network == "convolutional" else {}
+    config = Config(
+        network=network, network_options=options, hidden_sizes=(8,), latent_dim=2, compute_dtype=compute_dtype
+    )
     data = DataInfo((5, 4, 1), 0, (0.0, 1.0), 200, 0, 0, "", None)
     vae = models.build(config, data)
     examples = Examples(jax.random.bernoulli(key, 0.4, (40, 5, 4, 1)).astype(jnp.float32), None)

@@ -66,7 +66,8 @@ def evaluation(*, num: int, num_samples: int, recipe: str = "", xla_default: boo
     config = replace(_config({"recipe": recipe}) if recipe else TANH, **fields)
     vae = models.build(config, _info(num, 28))
     examples = inputs.Examples(jnp.asarray(images(num) > 127, jnp.float32), None)
-    params, bound = vae.init(jax.random.key(0), examples.x), evaluate.make_evaluate(vae, num_samples=num_samples)
+    params = vae.init(jax.random.key(0), examples.x)
+    bound = evaluate.make_evaluate(vae, num_samples=num_samples, **models.evaluation_options(config))
     return Prepared(_rate(lambda: bound(params, jax.random.key(0), examples), num * num_samples))
 
 
@@ -126,7 +127,7 @@ def _rate(run: Callable[[], Any], amount: int) -> Callable[[], float]:
 
 def _set_options(xla_default: bool) -> None:
     if xla_default:
-        compiling._options = dict
+        compiling._options = lambda fusions: {}
 
 
 def _config(fields: dict[str, Any]) -> Config:
