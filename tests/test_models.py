@@ -216,6 +216,17 @@ def test_activations_may_differ_from_layer_to_layer():
     assert len(means) == 3
 
 
+def test_gated_layers_have_half_the_outputs():
+    vae = models.build(config(activation="glu", hidden_sizes=(8, 6)), info((5,)))
+    params, x = start(vae, (5,)), data((5,))
+    h, layers = np.asarray(x, np.float64), jax.tree.map(np.asarray, params["encoder"])
+    for name in ("Dense_0", "Dense_1"):
+        value, gate = np.split(h @ layers[name]["kernel"] + layers[name]["bias"], 2, -1)
+        h = value / (1 + np.exp(-gate))
+    outputs = h @ layers["output"]["kernel"] + layers["output"]["bias"]
+    np.testing.assert_allclose(vae.encode(params, x).mean, outputs[:, :LATENTS], rtol=1e-5, atol=1e-6)
+
+
 # what does not fit
 
 
@@ -236,6 +247,7 @@ def test_activations_may_differ_from_layer_to_layer():
         ({"likelihood": "gaussian", "likelihood_options": {"sigma": "one"}}, {}, ("likelihood 'gaussian'",)),
         ({"activation": "rellu"}, {}, ("Unknown activation 'rellu'", "relu")),
         ({"activation": "relu,tanh,relu"}, {}, ("names 3 layers", "one name or 1")),
+        ({"activation": "glu", "hidden_sizes": (5,)}, {}, ("makes no model", "divisible by 2")),
         ({"network": "convolutional"}, {"shape": (5,)}, ("(5,)", "[H, W, C]")),
         (
             {"network": "convolutional", "network_options": {"decoder_channels": [8, 8, 8, 8]}},

@@ -44,7 +44,7 @@ class Config:
     network: str = _setting("mlp", "a function of vae_jax/networks.py")
     network_options: dict[str, Any] = _setting({}, "further arguments of the network, as JSON")
     hidden_sizes: tuple[int, ...] = _setting((400,), "units of the encoder's dense layers; the decoder mirrors them")
-    activation: str = _setting("relu", "a function of jax.nn, or one a hidden layer, separated by commas")
+    activation: str = _setting("relu", "a function of jax.nn, or one a hidden layer, separated by commas; glu halves")
     compute_dtype: str = _setting("float32", "of the factors in the network's products; all else is float32",
                           ("float32", "bfloat16"))
     latent_dim: int = _setting(20, "dimensions of z", least=1, most=MAX_SIZE)

@@ -23,7 +23,7 @@ def build(config: Config, data: DataInfo) -> VAE:
     vae = _build(config, data)
     try:
         abstract_params(vae, data)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, AssertionError) as error:  # the last of glu
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(f"The config makes no model: {reason}. Set other sizes or options.") from None
     return vae

@@ -123,7 +123,8 @@ def _activations(names: str, num_layers: int) -> Activations:
         raise ValueError(f"activation {names!r} names {len(each)} layers; expected one name or {num_layers}.")
     for name in each:
         try:
-            jax.eval_shape(getattr(jax.nn, name), jax.ShapeDtypeStruct((2,), jnp.float32)).shape.index(2)
+            (size,) = jax.eval_shape(getattr(jax.nn, name), jax.ShapeDtypeStruct((2,), jnp.float32)).shape
+            [1, 2].index(size)  # glu halves
         except Exception:
             raise ValueError(f"Unknown activation {name!r}. Choose one of jax.nn, such as relu, elu or tanh.") from None
     return tuple(getattr(jax.nn, name) for name in each)
