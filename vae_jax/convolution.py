@@ -153,7 +153,6 @@ def _windows(x: Array, kernel_size: Size, stride: int, size: Size) -> Array:
     h, w = small = tuple(-(-n // stride) for n in size)
     before = [_before(n, k, stride) for n, k in zip(size, kernel_size, strict=True)]
     after = [max((m - 1) * stride + k - n - p, 0) for n, m, k, p in zip(size, small, kernel_size, before, strict=True)]
-    # Without the barrier, what makes x is computed once for each window that a pixel is in.
     rows, columns = (h - 1) * stride + 1, (w - 1) * stride + 1
 
     def copy(x: Array) -> Array:
@@ -161,6 +160,7 @@ def _windows(x: Array, kernel_size: Size, stride: int, size: Size) -> Array:
         taps = [x[:, t : t + rows : stride, u : u + columns : stride] for t in range(kh) for u in range(kw)]
         return jnp.concatenate(taps, -1)
 
+    # Without the barrier, what makes x is computed once for each window that a pixel is in.
     return moved(copy, lax.optimization_barrier(x))
 
 
