@@ -58,6 +58,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
+# The builders' names are taken. The keyword is of TFDS's __init_subclass__, which mypy does not see.
 class _IdxBuilder(stock.MNIST, skip_registration=True):  # type: ignore[call-arg]
     """The stock builder with its two TensorFlow-dependent steps replaced."""
 
