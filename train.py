@@ -3,15 +3,14 @@
 import json
 import sys
 import time
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from vae_jax import console
 
 
 def main(argv: list[str]) -> None:
     options = console.parse_train(argv)  # before jax is imported: a typo answers at once
-    config, run_dir = options.config, options.workdir
     console.setup_jax(options)
 
     import jax
@@ -19,7 +18,6 @@ def main(argv: list[str]) -> None:
 
     from vae_jax import (
         checkpoints,
-        datasets,
         devices,
         evaluate,
         guard,
@@ -35,7 +33,7 @@ def main(argv: list[str]) -> None:
     )
 
     # The data.
-    config = replace(config, dataset=datasets.absolute(config.dataset))
+    config, run_dir = inputs.absolute(options.config), options.workdir
     data, examples, split, held_out, label = inputs.load(config, options.data_dir)
 
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
@@ -48,6 +46,8 @@ def main(argv: list[str]) -> None:
 
     # The model and what improves it.
     vae, objective = models.build(config, data), objectives.build(config)
+    if options.restart or not checkpoints.steps(run_dir):  # a run that goes on needs no other one
+        vae = checkpoints.begin_from(vae, config, data)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
     optimizer = update.make_optimizer(config, steps_per_epoch)
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
                 continue
 
             values, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
-            at = {"step": step, "epoch": step / steps_per_epoch}
+            at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             trained = {**at, "split": "train", **metrics.averages(totals, config.batch_size)}
             record = {**at, "split": split, **metrics.means(values), "active_units": evaluate.active_units(mean)}
             totals = {}

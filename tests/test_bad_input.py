@@ -96,6 +96,7 @@ FLAGS = {
     "unknown optimizer option": (['--config.optimizer_options={"a": 1}'], ["optimizer 'adam'", "'a'"]),
     "optimizer option of the wrong type": (['--config.optimizer_options={"b1": "x"}'], ["optimizer 'adam'"]),
     "optimizer that needs more": (["--config.optimizer=lbfgs"], ["lbfgs"]),
+    "no run to begin with": (["--config.init_from=nope"], ["nope is no directory; expected a run directory"]),
     "no data set found": (["--config.dataset=mnist"], ["mnist is not prepared in", "--config.dataset=digits"]),
 }
 

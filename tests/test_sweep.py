@@ -323,6 +323,14 @@ def test_a_damaged_member_takes_the_sweep_back_to_the_step_before(unbroken, tmp_
     assert_same_sweep(sweep_dir, unbroken)
 
 
+def test_members_begin_with_the_weights_of_another_run(unbroken, tmp_path, no_pictures):
+    still = {"optimizer": "sgd", "learning_rate": 1e-30, "num_epochs": 1, "init_from": unbroken / "seed-1"}
+    run(tmp_path, "--seeds=0,7", **EVERY | still)
+    first = checkpoints.load(unbroken / "seed-1").params
+    for name in ("seed-0", "seed-7"):
+        assert_bit_equal(checkpoints.load(tmp_path / name).params, first)
+
+
 def test_a_member_that_another_process_trains_is_refused(unbroken, tmp_path):
     sweep_dir = shutil.copytree(unbroken, tmp_path / "sweep")
     before = contents(sweep_dir)

@@ -335,6 +335,64 @@ def test_restart_moves_the_old_run_aside_intact(train, tmp_path, no_pictures, ca
     assert contents(tmp_path / "run.1") == first and (tmp_path / "run.2").is_dir()
 
 
+# a run that begins with the weights of another one
+
+STILL = {"optimizer": "sgd", "learning_rate": 1e-30, "ema_decay": 0}  # what it adds is lost in rounding
+
+
+@pytest.mark.parametrize("changed", [{}, {"objective": "iwae", "estimator": "dreg", "num_samples": 3}, {"beta": 2}])
+def test_run_begins_with_the_averaged_weights_of_another(changed, train, tmp_path, no_pictures, monkeypatch):
+    train(tmp_path / "first", **DYNAMIC)
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path / "second", num_epochs=1, init_from="first", **STILL, **changed)
+    assert_bit_equal(checkpoints.load(tmp_path / "second").params, checkpoints.load(tmp_path / "first").params)
+    assert runs.read_run(tmp_path / "second")[0].init_from == str(tmp_path / "first")
+
+
+def test_resumed_run_needs_no_other_one(train, tmp_path, interrupt, no_pictures):
+    train(tmp_path / "first", **DYNAMIC)
+    fields = {**DYNAMIC, "init_from": tmp_path / "first"}
+    train(tmp_path / "unbroken", **fields)
+    interrupt(20)
+    assert train(tmp_path / "broken", **fields)["step"] == 15
+    interrupt(None)
+    (tmp_path / "first").rename(tmp_path / "gone")
+    train(tmp_path / "broken", **fields)
+    assert_bit_equal(final_state(tmp_path / "broken"), final_state(tmp_path / "unbroken"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"activation": "tanh"}, r"activation \(there 'gelu', here 'tanh'\)\. Set the same"),
+        ({"hidden_sizes": "8,8", "latent_dim": 3}, r"hidden_sizes .*, latent_dim \(there 2, here 3\)"),
+        ({"dataset": "vectors"}, r"the shape of an example \(there \(8, 8, 1\), here \(6,\)\)"),
+        ({"init_from": "nothing"}, "nothing is no directory; expected a run directory"),
+        ({"init_from": "."}, "has no run.json; expected a run directory"),
+    ],
+)
+def test_weights_of_another_model_are_refused(fields, says, train, digits_run, vectors_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if fields.get("dataset") == "vectors":
+        fields = {"dataset": vectors_file, "batch_size": 20, "likelihood": "gaussian"}
+    with pytest.raises(UserError, match=says):
+        train(tmp_path / "run", **{"init_from": digits_run, **fields})
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_classes_are_refused(train, conditional_run, tmp_path):
+    with pytest.raises(UserError, match=r"the number of classes \(there 10, here 2\)"):
+        train(tmp_path / "run", init_from=conditional_run, conditional="true", classes="0,1")
+
+
+def test_restart_with_its_own_weights_is_refused(train, tmp_path, no_pictures):
+    train(tmp_path / "run", num_epochs=1)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="which --restart would move aside"):
+        train(tmp_path / "run", "--restart", num_epochs=1, init_from=tmp_path / "run")
+    assert contents(tmp_path) == before
+
+
 # signals
 
 

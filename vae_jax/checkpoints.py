@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vae_jax import arrays, devices, digests, metrics, models
-from vae_jax.config import Config
+from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
@@ -144,6 +144,26 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
         except (OSError, UserError):
             if steps(run_dir) == there:  # else a run that goes on has deleted what was read
                 raise
+
+
+def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
+    """`vae` that begins with the latest weights of the run `config.init_from`; as it is without one.
+
+    Only the weights: the optimiser, the schedules and their average begin anew. UserError if that is no run of the same
+    model on examples of the same shape.
+    """
+    if not config.init_from:
+        return vae
+    source = load(config.init_from)
+    found = differences(source.config, config, models.MODEL_FIELDS)
+    if source.data.shape != data.shape:
+        found["the shape of an example"] = source.data.shape, data.shape
+    elif config.conditional and source.data.num_classes != data.num_classes:
+        found["the number of classes"] = source.data.num_classes, data.num_classes
+    if found:
+        listed = ", ".join(f"{name} (there {a!r}, here {b!r})" for name, (a, b) in found.items())
+        raise UserError(f"init_from is {config.init_from}, a run of another model: {listed}. Set the same here.")
+    return vae._replace(init=lambda key, x: source.params)
 
 
 def _folder(run_dir: Path, name: int | str) -> Path:

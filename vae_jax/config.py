@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import runpy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -79,6 +79,7 @@ class Config:
     ema_decay: float = _setting(0.0, "decay a step of the averaged weights that are evaluated; 0: no average")
     eval_epochs: int = _setting(1, "epochs between evaluations; each saves a checkpoint, and so do 5 minutes", least=1)
     picture_epochs: int = _setting(0, "epochs between pictures kept in the run directory; 0: only those at the end")
+    init_from: str = _setting("", "a run directory of the same model, with whose weights this run begins; empty: anew")
     seed: int = _setting(0, "of everything random")
     # fmt: on
 
@@ -130,6 +131,12 @@ def override(config: Config, values: dict[str, str]) -> Config:
         if name not in hints:
             raise unknown("field", name, tuple(hints))
     return replace(config, **{name: parse(name, text, hints[name]) for name, text in values.items()})
+
+
+def differences(config: Config, other: Config, names: Iterable[str] | None = None) -> dict[str, tuple[Any, Any]]:
+    """The fields, of `names` if given, in which two configs differ, with both values as JSON has them."""
+    a, b = to_json(config), to_json(other)
+    return {name: (a[name], b[name]) for name in names or a if a[name] != b[name]}
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a data set to what a model sees: arrays on the device, labels as context, binarisation, and their checks."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,12 @@ class Inputs(NamedTuple):
     split: str  # validation, or test without one
     held_out: Examples
     label: np.ndarray | None  # of the examples held out
+
+
+def absolute(config: Config) -> Config:
+    """The config with absolute paths, so that a run directory serves from anywhere."""
+    init_from = config.init_from and os.path.abspath(os.path.expanduser(config.init_from))
+    return replace(config, dataset=datasets.absolute(config.dataset), init_from=init_from)
 
 
 def load(config: Config, data_dir: str | None) -> Inputs:

@@ -14,6 +14,13 @@ from vae_jax.errors import UserError
 from vae_jax.files import check_memory
 from vae_jax.inputs import DataInfo, to_float
 
+# The fields that decide what the parameters mean.
+MODEL_FIELDS = (
+    *("conditional", "network", "network_options", "hidden_sizes", "activation", "latent_dim"),
+    *("likelihood", "likelihood_options", "posterior", "posterior_options", "prior", "prior_options"),
+    *("hierarchy", "hierarchy_options"),
+)
+
 
 def build(config: Config, data: DataInfo) -> VAE:
     """The VAE that `config` names for such data. UserError if they do not fit, or it would not fit into memory.

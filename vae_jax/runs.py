@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from vae_jax import digests
-from vae_jax.config import MAX_WHOLE, Config, from_json, to_json
+from vae_jax.config import MAX_WHOLE, Config, differences, from_json, to_json
 from vae_jax.errors import UserError
 from vae_jax.files import leaves
 from vae_jax.inputs import DataInfo
@@ -42,6 +42,8 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
     if not _is_new(run_dir):
         _check_run(run_dir)
         if restart:
+            if config.init_from and run_dir.resolve() == Path(config.init_from).resolve():
+                raise UserError(f"init_from is {run_dir} itself, which --restart would move aside. Choose another one.")
             with _locked(path):
                 moved = move_aside(run_dir)
             print(f"moved the earlier run to {moved}", file=sys.stderr)
@@ -145,8 +147,7 @@ def _checked(data: DataInfo) -> DataInfo:
 def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:
     """UserError unless the run in `run_dir` has this config and this data."""
     old_config, old_data = read_run(run_dir)
-    old, new = to_json(old_config), to_json(config)
-    changed = [f"{name} (was {old[name]!r}, now {new[name]!r})" for name in new if old[name] != new[name]]
+    changed = [f"{name} (was {a!r}, now {b!r})" for name, (a, b) in differences(old_config, config).items()]
     if not changed and old_data.fingerprint != data.fingerprint:
         changed = [f"the data (was {old_data.fingerprint}, now {data.fingerprint})"]
     if changed:

@@ -8,7 +8,6 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 from vae_jax import (
     checkpoints,
     console,
-    datasets,
     ensemble,
     evaluate,
     guard,
@@ -50,10 +48,12 @@ def sweep(options: Namespace) -> str:
             "A sweep trains on examples in memory, and stream is true. Train its members one by one with train.py, or "
             "set --config.stream=false."
         )
-    members = [replace(member, dataset=datasets.absolute(member.dataset)) for member in options.members]
+    members = [inputs.absolute(member) for member in options.members]
     config, run_dirs = members[0], [options.sweep_dir / name for name in names(members)]
     data, examples, split, held_out, label = inputs.load(config, options.data_dir)
     vae = models.build(config, data)
+    if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
+        vae = checkpoints.begin_from(vae, config, data)
     objective, *_ = (objectives.build(member) for member in members)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
@@ -107,7 +107,7 @@ def sweep(options: Namespace) -> str:
 
             for i, run_dir in enumerate(run_dirs):
                 values = metrics.means(evaluated(i))
-                at = {"step": step, "epoch": step / steps_per_epoch}
+                at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
                 trained = {**at, "split": "train", **metrics.averages(totals[i], config.batch_size)}
                 record = {**at, "split": split, **values, "active_units": evaluate.active_units(means[i])}
                 rate = trained["examples_per_second"]
