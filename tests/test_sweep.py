@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, contents
-from test_train import assert_bit_equal, assert_same_records, final_state
+from test_train import STILL, assert_bit_equal, assert_same_records, final_state
 
 import vae_jax
 from vae_jax import (
@@ -324,7 +324,7 @@ def test_a_damaged_member_takes_the_sweep_back_to_the_step_before(unbroken, tmp_
 
 
 def test_members_begin_with_the_weights_of_another_run(unbroken, tmp_path, no_pictures):
-    still = {"optimizer": "sgd", "learning_rate": 1e-30, "num_epochs": 1, "init_from": unbroken / "seed-1"}
+    still = STILL | {"num_epochs": 1, "init_from": unbroken / "seed-1"}
     run(tmp_path, "--seeds=0,7", **EVERY | still)
     first = checkpoints.load(unbroken / "seed-1").params
     for name in ("seed-0", "seed-7"):
