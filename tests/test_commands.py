@@ -314,7 +314,7 @@ def test_evaluation_in_bfloat16_is_nearly_that_in_float32(vae, digits_run):
     assert rounded["nll"] != exact["nll"] and rounded["nll"] == pytest.approx(exact["nll"], abs=0.05)
 
 
-@pytest.mark.parametrize("hierarchy", ("markov", "hvae"))
+@pytest.mark.parametrize("hierarchy", (pytest.param("markov", marks=pytest.mark.slow), "hvae"))
 def test_a_hierarchy_serves_every_command(train, vae, tmp_path, hierarchy):
     run = tmp_path / "run"
     options = '{"latent_dim": 3, "hidden_sizes": [8]}'

@@ -83,7 +83,7 @@ def test_a_vae_of_rounded_products_is_nearly_that_of_exact_ones(key, fields):
     for dtype in DTYPES:
         config = Config(hidden_sizes=(16,), latent_dim=3, compute_dtype=dtype, **fields)
         vae, objective = models.build(config, DATA), objectives.build(config)
-        params = vae.init(jax.random.clone(key), x)
+        params = jax.jit(vae.init)(jax.random.clone(key), x)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
         (loss, metrics), grad = jax.jit(jax.value_and_grad(objective, has_aux=True), static_argnums=3)(
             params, jax.random.key(2), x, vae

@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from vae_jax import metrics
 
-SLOW = ("mnist_3min", "mnist_12min", "mnist_30min", "mnist_gpu")  # mnist_fast and mnist_8min for longer or with more
+# mnist_fast for longer, and convolutions whose parts test_models.py differentiates one by one.
+SLOW = ("mnist_3min", "mnist_8min", "mnist_12min", "mnist_30min", "mnist_gpu")
 RECIPES = [
     pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
     for path in sorted((ROOT / "configs").rglob("*.py"))
