@@ -149,8 +149,8 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
 def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     """`vae` that begins with the latest weights of the run `config.init_from`; as it is without one.
 
-    The optimiser, the schedules and the average of the weights begin anew. UserError if that is no run of the same model
-    on examples of the same shape.
+    The optimiser, the schedules and the average of the weights begin anew. UserError if that is no run of the same
+    model on examples of the same shape.
     """
     if not config.init_from:
         return vae
