@@ -1,6 +1,7 @@
 """Guards: what jax lets pass elsewhere is an error in the tests."""
 
 import contextlib
+import gc
 import importlib.util
 import io
 import json
@@ -16,8 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from vae_jax import console
+from vae_jax import console, pictures, views
 
+gc.set_threshold(100_000, 50, 100)  # tracing makes so many objects that their collection takes a twentieth of the time
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
@@ -79,6 +81,21 @@ def train(train_py):
         return json.loads(line)
 
     return call
+
+
+@contextlib.contextmanager
+def without_pictures():
+    """Runs draw none. It gives the MonkeyPatch that sees to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views, "draw_run", lambda *_: None)
+        patch.setattr(pictures, "save_curves", lambda *_: None)
+        yield patch
+
+
+@pytest.fixture
+def no_pictures():
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")

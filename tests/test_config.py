@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from vae_jax import config, console, inputs, models, objectives, update
@@ -160,13 +161,31 @@ def test_recipes_load_and_name_their_command(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_fit_their_data(path):
+    """Their step, as train.py makes it, keeps the shape of the state."""
     recipe = config.load_recipe(path)
     shape = {"digits": (8, 8, 1)}.get(recipe.dataset, (28, 28, 1))
     data = inputs.DataInfo(shape, 10, (0.0, 1.0), 60_000, 0, 10_000, "", None)
-    vae = models.build(recipe, data)
-    params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), "float32"))
-    assert jax.tree.leaves(params)
-    update.make_optimizer(recipe, 60_000 // recipe.batch_size)
+    vae, objective = models.build(recipe, data), objectives.build(recipe)
+    optimizer = update.make_optimizer(recipe, 60_000 // recipe.batch_size)
+    step = update.make_update(
+        vae,
+        objective,
+        optimizer,
+        prepare=inputs.make_prepare(recipe),
+        ema_decay=recipe.ema_decay,
+        schedules=update.make_schedules(recipe),
+    )
+
+    def trained(key, x, context):
+        state = update.init_state(vae, optimizer, key, x / np.float32(255), ema=recipe.ema_decay > 0)
+        return state, *step(state, x, context)
+
+    x = jax.ShapeDtypeStruct((recipe.batch_size, *shape), "uint8")
+    context = jax.ShapeDtypeStruct((recipe.batch_size, 10), "float32") if recipe.conditional else None
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+        before, after, metrics = jax.eval_shape(trained, jax.random.key(0), x, context)
+    assert jax.tree.leaves(before.params) and before == after
+    assert metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize(

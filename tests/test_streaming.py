@@ -17,7 +17,7 @@ from conftest import ROOT, one_line, train_flags
 from helpers import mlp_vae
 from test_train import assert_bit_equal, assert_same_records, final_state
 
-from vae_jax import checkpoints, console, datasets, files, metrics, pictures, runs, streaming, views
+from vae_jax import checkpoints, console, datasets, files, metrics, runs, streaming
 from vae_jax.__main__ import main as vae_main
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo
@@ -278,12 +278,6 @@ def streamed_run(train, squares, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "streamed"
     train(run_dir, dataset=squares, **STREAM)
     return run_dir
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(views, "draw_run", lambda *_: None)
-    monkeypatch.setattr(pictures, "save_curves", lambda *_: None)
 
 
 def test_a_streamed_run_says_what_it_is(streamed_run, squares):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, contents
+from conftest import TINY, contents, without_pictures
 from test_train import STILL, assert_bit_equal, assert_same_records, final_state
 
 import vae_jax
@@ -26,10 +26,8 @@ from vae_jax import (
     metrics,
     models,
     objectives,
-    pictures,
     runs,
     sweep,
-    views,
 )
 from vae_jax.__main__ import main
 from vae_jax.errors import UserError
@@ -73,23 +71,12 @@ def assert_same_sweep(sweep_dir, other):
     assert (sweep_dir / "sweep.json").read_bytes() == (other / "sweep.json").read_bytes()
 
 
-def patch_pictures(patch):
-    patch.setattr(views, "draw_run", lambda *_: None)
-    patch.setattr(pictures, "save_curves", lambda *_: None)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    patch_pictures(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep of 8 members, what it printed, and the jitted functions that it made. Leave it as it is."""
     made, make_train = [], ensemble.make_train
     sweep_dir = tmp_path_factory.mktemp("sweeps") / "sweep"
-    with pytest.MonkeyPatch.context() as patch:
-        patch_pictures(patch)
+    with without_pictures() as patch:
         patch.setattr(ensemble, "make_train", lambda *args: made.append(make_train(*args)) or made[-1])
         stdout = run(sweep_dir, *AXES, "--num_samples=20")
     return SimpleNamespace(dir=sweep_dir, stdout=stdout, trains=made)
@@ -237,8 +224,7 @@ def test_one_seed_has_no_standard_error():
 def unbroken(tmp_path_factory):
     """A sweep of 3 members, an evaluation an epoch."""
     sweep_dir = tmp_path_factory.mktemp("unbroken") / "sweep"
-    with pytest.MonkeyPatch.context() as patch:
-        patch_pictures(patch)
+    with without_pictures():
         run(sweep_dir, *SMALL, **EVERY)
     return sweep_dir
 

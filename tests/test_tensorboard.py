@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from conftest import train_flags
 
-from vae_jax import checkpoints, console, metrics, pictures, tensorboard, views
+from vae_jax import checkpoints, console, metrics, tensorboard
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(views, "draw_run", lambda *_: None)
-    monkeypatch.setattr(pictures, "save_curves", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def events(path):

@@ -26,7 +26,6 @@ from vae_jax import (
     metrics,
     models,
     objectives,
-    pictures,
     runs,
     update,
     views,
@@ -68,12 +67,6 @@ def picture(path):
         pixels = np.asarray(image)
     assert pixels.std() > 0
     return pixels
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(views, "draw_run", lambda *_: None)
-    monkeypatch.setattr(pictures, "save_curves", lambda *_: None)
 
 
 @pytest.fixture
