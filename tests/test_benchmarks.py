@@ -2,8 +2,10 @@
 
 from argparse import Namespace
 
+import headline
+import iwae
+import measure
 import pytest
-from benchmarks import headline, iwae, measure
 from conftest import ROOT
 
 

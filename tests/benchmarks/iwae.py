@@ -5,6 +5,9 @@
 Dynamically binarised MNIST, all 10,000 test images. Each cell is one sweep over the seeds, in checkpoints/iwae, and a
 line of iwae.jsonl beside this file; a cell that has its line is not run again, until the line is deleted. Then it
 prints what the file has of such a number of epochs. The whole schedule is --num_epochs=3280.
+
+`cores` of a line: a run repeats on the same number of cores only, since XLA:CPU orders its sums by it (`taskset -c 0`
+runs a cell on one). The lines without it are of an unrecorded number.
 """
 
 import argparse
@@ -14,6 +17,8 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+
+from measure import num_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -47,7 +52,7 @@ def measure(layers: str, objective: str, k: int, options: argparse.Namespace) ->
     names = [name for name in members[0] if name.startswith("active_units_")] or ["active_units"]
     return {
         **{"layers": layers, "objective": objective, "k": k, "num_epochs": options.num_epochs},
-        **{"num_samples": options.num_samples, "num_seeds": row["num_seeds"]},
+        **{"num_samples": options.num_samples, "num_seeds": row["num_seeds"], "cores": num_cores()},
         **{name: row[name] for name in ("nll", "nll_se", "elbo", "elbo_se")},
         "active_units": [statistics.mean(own[name] for own in members) for name in names],
     }
