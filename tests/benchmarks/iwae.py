@@ -6,8 +6,8 @@ Dynamically binarised MNIST, all 10,000 test images. Each cell is one sweep over
 line of iwae.jsonl beside this file; a cell that has its line is not run again, until the line is deleted. Then it
 prints what the file has of such a number of epochs. The whole schedule is --num_epochs=3280.
 
-`cores` of a line: a run repeats on the same number of cores only, since XLA:CPU orders its sums by it (`taskset -c 0`
-runs a cell on one). The lines without it are of an unrecorded number.
+`cores` of a line: XLA:CPU orders its sums by their number, on which the figures of an IWAE depend therefore
+(`taskset -c 0` runs a cell on one). The lines without it are of an unrecorded number.
 """
 
 import argparse
