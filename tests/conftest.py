@@ -31,6 +31,14 @@ def key() -> jax.Array:
 
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def mostly_slow(cases, fast):
+    """Parameters of a test: each of `cases`, marked slow but for those that `fast` is true of."""
+    marks = {True: (), False: pytest.mark.slow}
+    return [pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=marks[bool(fast(c))]) for c in cases]
+
+
 TINY = {
     "hidden_sizes": 8,
     "latent_dim": 2,

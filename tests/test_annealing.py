@@ -86,6 +86,7 @@ class Hierarchy(NamedTuple):
         return DiagonalGaussian(mean, jnp.full_like(mean, -1.0), event_ndim=2)
 
 
+@pytest.mark.slow
 def test_a_latent_may_be_a_tree(key):
     """p(x | a, b) = N(b, I), with leaves of different ranks."""
 

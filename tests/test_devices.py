@@ -125,6 +125,7 @@ def test_checkpoints_of_eight_devices_and_of_one_interchange(train, vae, alone, 
         assert here[name] == (pytest.approx(value, rel=1e-5, abs=1e-5) if isinstance(value, float | list) else value)
 
 
+@pytest.mark.slow
 def test_a_stream_trains_on_eight_devices(train, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).random((300, 6), np.float32))
@@ -175,6 +176,7 @@ def test_two_processes_killed_and_resumed(alone, tmp_path):
     assert (run_dir / "samples.png").exists()
 
 
+@pytest.mark.slow
 def test_what_one_process_is_told_or_finds_both_heed(alone, tmp_path):
     run_dir = tmp_path / "run"
     long = {**RUN, "num_epochs": 100_000}

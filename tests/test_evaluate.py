@@ -1,12 +1,14 @@
 """Figures of every example, exactly once, that no batching changes."""
 
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import mostly_slow
 from helpers import assert_within_errors, jit, mlp_vae, pca_data, pca_elbo, pca_log_px, pca_params, pca_vae
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
@@ -87,8 +89,10 @@ def test_figures_are_those_of_a_loop_whatever_the_batches(model, reference, key,
     assert_close(evaluate(model.params, key, model.examples), reference)
 
 
-@pytest.mark.parametrize("network", ("mlp", "convolutional"))
-@pytest.mark.parametrize("compute_dtype", DTYPES)
+@pytest.mark.parametrize(
+    "network, compute_dtype",
+    mostly_slow(list(product(("mlp", "convolutional"), DTYPES)), {("convolutional", "bfloat16")}.__contains__),
+)
 def test_the_faster_options_change_no_figure(key, network, compute_dtype):
     options = {"channels": [4]} if network == "convolutional" else {}
     config = Config(

@@ -32,6 +32,7 @@ def test_a_flipped_bit_is_found_or_of_no_account(unbroken, judge):
     assert found.total() == 60 and found["detected"] > 50
 
 
+@pytest.mark.slow
 def test_a_truncated_file_is_found_or_of_no_account(unbroken, judge):
     """Those of the latest checkpoint, and those beside the checkpoints."""
     latest = f"checkpoints/{judge.steps[-1]}/"

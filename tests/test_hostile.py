@@ -9,7 +9,7 @@ import sys
 import malformed
 import numpy as np
 import pytest
-from conftest import ROOT, contents, train_flags
+from conftest import ROOT, contents, mostly_slow, train_flags
 
 from vae_jax import checkpoints, datasets, digests, runs
 from vae_jax.__main__ import main as vae_main
@@ -200,13 +200,15 @@ def limited(kind, path, grown):
     return done.stdout
 
 
-@pytest.mark.parametrize("case", LARGE_DATA + LARGE_IMAGES)
+@pytest.mark.parametrize(
+    "case", mostly_slow(LARGE_DATA + LARGE_IMAGES, {"larger than memory", "bomb in the profile"}.__contains__)
+)
 def test_memory_of_hostile_data(case, tmp_path):
     write, parts = malformed.DATA[case]
     check(limited("data", write(tmp_path), 100), parts)
 
 
-@pytest.mark.parametrize("case", LARGE_RUNS)
+@pytest.mark.parametrize("case", mostly_slow(LARGE_RUNS, {"array in chunks of 10^12"}.__contains__))
 def test_memory_of_hostile_runs(case, run_dir):
     change, parts = malformed.RUNS[case]
     change(run_dir)

@@ -9,6 +9,7 @@ from faults import assert_equals_unbroken, finish, kill, kills, start
 from vae_jax import metrics
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path):
     """Each as soon as an epoch is in the metrics: before or within the saving of its checkpoint."""
     finish(tmp_path / "unbroken", 8)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import mostly_slow
 
 from vae_jax import models, objectives
 from vae_jax.config import Config
@@ -75,7 +76,10 @@ SUB_PIXEL = {"network": "convolutional", "network_options": {"channels": [16, 16
 
 @pytest.mark.parametrize(
     "fields",
-    ({}, {"num_samples": 3}, {"network": "convolutional"}, SUB_PIXEL | {"num_samples": 3}, {"hierarchy": "hvae"}),
+    mostly_slow(
+        ({}, {"num_samples": 3}, {"network": "convolutional"}, SUB_PIXEL | {"num_samples": 3}, {"hierarchy": "hvae"}),
+        lambda fields: "num_samples" in fields or not fields,
+    ),
 )
 def test_a_vae_of_rounded_products_is_nearly_that_of_exact_ones(key, fields):
     x = jax.random.uniform(jax.random.key(1), (8, 6, 6, 1))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import mostly_slow
 from helpers import assert_within_errors, jit, members
 from scipy.special import logsumexp
 
@@ -61,7 +62,7 @@ def fits(prior, posterior, latent_dim):
 # `delta` has no density.
 NAMES = product(sorted(members(priors, "Prior")), sorted(members(posteriors, "Posterior") - {"delta"}), (1, 2))
 CASES = [names for names in NAMES if fits(*names)]
-every = pytest.mark.parametrize("prior, posterior, latent_dim", CASES)
+every = pytest.mark.parametrize("prior, posterior, latent_dim", mostly_slow(CASES, lambda case: case[2] == 2))
 
 
 @cache
@@ -126,7 +127,10 @@ def test_the_importance_bound_of_many_samples_is_log_px(prior, posterior, latent
     )
 
 
-@pytest.mark.parametrize("prior, posterior, latent_dim", [names for names in CASES if names[1] == "diagonal"])
+@pytest.mark.parametrize(
+    "prior, posterior, latent_dim",
+    mostly_slow([names for names in CASES if names[1] == "diagonal"], lambda case: case[2] == 2),
+)
 def test_chains_from_the_prior_agree(key, prior, posterior, latent_dim):
     """They know no q(z | x), and so one is enough."""
     vae, params = model(prior, posterior, latent_dim)

@@ -12,7 +12,7 @@ from conftest import ROOT
 from vae_jax import metrics
 
 # One of each kind in every run of the tests. test_config.py traces the step of all.
-FAST = ("autoencoder", "conditional", "conv", "digits", "mnist_fast", "pytorch_example", "tanh_manifold", "two_layers")
+FAST = ("conditional", "conv", "digits", "mnist_fast", "two_layers")
 RECIPES = [
     pytest.param(path, id=path.stem, marks=() if path.stem in FAST else pytest.mark.slow)
     for path in sorted((ROOT / "configs").rglob("*.py"))

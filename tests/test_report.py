@@ -173,6 +173,7 @@ def test_conditional_vae_on_its_validation_split(vae, conditional_run, tmp_path)
         assert words in page.text["Evaluation"]
 
 
+@pytest.mark.slow
 def test_hierarchy_shows_each_of_its_latents(vae, hierarchy_run, tmp_path):
     page = report(vae, hierarchy_run, tmp_path / "a.html", *FEW)
     assert page.sections == [*ALWAYS, "Traversals", "Posterior means", "Configuration"]
@@ -182,6 +183,7 @@ def test_hierarchy_shows_each_of_its_latents(vae, hierarchy_run, tmp_path):
     assert "principal components of the 3 dimensions of z2" in page.text["Posterior means"]
 
 
+@pytest.mark.slow
 def test_more_dimensions_than_rows(train, vae, tmp_path):
     train(tmp_path / "run", latent_dim=14, num_epochs=1)
     page = report(vae, tmp_path / "run", tmp_path / "a.html", *FEW)

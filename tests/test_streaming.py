@@ -288,6 +288,7 @@ def test_a_streamed_run_says_what_it_is(streamed_run, squares):
     assert {path.stem for path in streamed_run.glob("*.png")} >= {"samples", "reconstructions", "curves"}
 
 
+@pytest.mark.slow
 def test_it_learns_what_a_run_in_memory_learns(squares, train, tmp_path, no_pictures):
     """In epochs of one step and without noise, where the order of examples cannot matter."""
     fields = STREAM | {"dataset": squares, "batch_size": 1710, "num_epochs": 30, "eval_epochs": 10}
@@ -299,7 +300,7 @@ def test_it_learns_what_a_run_in_memory_learns(squares, train, tmp_path, no_pict
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stops", [(7,), (22, 20, 1)], ids=str)
+@pytest.mark.parametrize("stops", [pytest.param((7,), marks=pytest.mark.slow), (22, 20, 1)], ids=str)
 def test_stopped_and_resumed_equals_unbroken(
     streamed_run, squares, stops, train, train_py, tmp_path, no_pictures, monkeypatch
 ):
@@ -320,6 +321,7 @@ def test_stopped_and_resumed_equals_unbroken(
     assert_same_records(tmp_path, streamed_run)
 
 
+@pytest.mark.slow
 def test_pseudo_inputs_begin_as_examples_of_the_file(squares, train, tmp_path, no_pictures):
     train(tmp_path, dataset=squares, **STREAM | {"prior": "vamp", "num_epochs": 1, "learning_rate": 1e-9})
     inputs = np.asarray(checkpoints.load(tmp_path).params["prior"]["pseudo_inputs"])

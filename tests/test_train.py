@@ -228,7 +228,9 @@ def test_seed_decides_everything(unbroken, train, tmp_path, no_pictures):
     assert all(np.any(one != other) for one, other in zip(*weights, strict=True))
 
 
-@pytest.mark.parametrize("stops", [(0,), (15,), (7, 1, 30)], ids=lambda stops: f"after {stops}")
+@pytest.mark.parametrize(
+    "stops", [(0,), pytest.param((15,), marks=pytest.mark.slow), (7, 1, 30)], ids=lambda stops: f"after {stops}"
+)
 def test_stopped_and_resumed_equals_unbroken(unbroken, stops, train, tmp_path, no_pictures, interrupt, capsys):
     for done, steps in zip(np.cumsum(stops), stops, strict=True):
         interrupt(steps)
@@ -341,6 +343,7 @@ def test_run_begins_with_the_averaged_weights_of_another(train, tmp_path, no_pic
     assert runs.read_run(tmp_path / "second")[0].init_from == str(tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_resumed_run_needs_no_other_one(train, tmp_path, interrupt, no_pictures):
     train(tmp_path / "first", **DYNAMIC)
     fields = {**DYNAMIC, "init_from": tmp_path / "first"}
@@ -388,7 +391,9 @@ def test_restart_with_its_own_weights_is_refused(train, tmp_path, no_pictures):
 # signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "Ctrl-C"]
+)
 def test_signal_saves_and_exits_cleanly(number, train, tmp_path):
     fields = {"num_epochs": 100_000, "eval_epochs": 1000}
     process = subprocess.Popen(
@@ -460,7 +465,7 @@ def png_folder(folder):
 @pytest.mark.parametrize(
     ("make", "fields", "shape"),
     [
-        (npy, {"binarization": "static"}, (6, 6, 1)),
+        pytest.param(npy, {"binarization": "static"}, (6, 6, 1), marks=pytest.mark.slow),
         (npz_with_labels, {"conditional": "true", "likelihood": "gaussian_scalar"}, (6, 6, 3)),
         (
             png_folder,
