@@ -32,13 +32,6 @@ def key() -> jax.Array:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-def mostly_slow(cases, fast):
-    """Parameters of a test: each of `cases`, marked slow but for those that `fast` is true of."""
-    marks = {True: (), False: pytest.mark.slow}
-    return [pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=marks[bool(fast(c))]) for c in cases]
-
-
 TINY = {
     "hidden_sizes": 8,
     "latent_dim": 2,
@@ -48,6 +41,12 @@ TINY = {
     "ema_decay": 0,
     "learning_rate": 0.01,
 }
+
+
+def mostly_slow(cases, fast):
+    """Parameters of a test: each of `cases`, marked slow but for those that `fast` is true of."""
+    marks = {True: (), False: pytest.mark.slow}
+    return [pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=marks[bool(fast(c))]) for c in cases]
 
 
 def train_flags(run_dir, *flags, **fields):

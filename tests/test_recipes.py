@@ -7,16 +7,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 
 from vae_jax import metrics
 
 # One of each kind in every run of the tests. test_config.py traces the step of all.
 FAST = ("conditional", "conv", "digits", "mnist_fast", "two_layers")
-RECIPES = [
-    pytest.param(path, id=path.stem, marks=() if path.stem in FAST else pytest.mark.slow)
-    for path in sorted((ROOT / "configs").rglob("*.py"))
-]
+RECIPES = mostly_slow(sorted((ROOT / "configs").rglob("*.py")), lambda path: path.stem in FAST)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,7 @@ def images(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe, images, train_py, no_pictures, tmp_path):
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--config.num_epochs=4", "--config.eval_epochs=1"]
     flags += ["--config.batch_size=10", "--config.picture_epochs=0", "--config.warmup_steps=0"]
