@@ -18,8 +18,6 @@ from PIL import Image
 from vae_jax import datasets, files
 from vae_jax.errors import UserError
 
-needs_mnist = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR does not name prepared data")
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -554,19 +552,3 @@ def test_damaged_downloads(tmp_path, downloads, damage):
     downloads[1]["train_labels"].write_bytes(DAMAGED[damage])
     assert "could not be downloaded" in error("mnist", data_dir=tmp_path / "tfds")
     assert datasets._newest_version(tmp_path / "tfds" / "mnist") is None
-
-
-@needs_mnist
-def test_real_mnist(cache):
-    data = datasets.load("mnist", validation_size=5000)
-    assert [len(s.x) for s in (data.train, data.validation, data.test)] == [55_000, 5_000, 10_000]
-    # The class counts and the pixel statistics that the field has quoted for decades.
-    label = np.concatenate([data.train.label, data.validation.label])
-    assert np.bincount(label).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(data.test.label).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    x = np.concatenate([data.train.x, data.validation.x])
-    assert x.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
-    assert x.std() / 255 == pytest.approx(0.3081, abs=5e-5)
-
-    assert len(list(cache.iterdir())) == 1
-    assert datasets.load("mnist", validation_size=5000).fingerprint == data.fingerprint

@@ -110,6 +110,7 @@ def test_losses_are_those_of_one_device(counts, fields):
         np.testing.assert_allclose(losses[str(count)], losses["1"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_eight_devices_and_of_one_interchange(train, vae, alone, tmp_path):
     run_dir = tmp_path / "run"
     flags = train_flags(run_dir, **RUN)

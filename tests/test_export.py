@@ -47,12 +47,12 @@ FAMILIES += [
     {"conditional": True, "network": "convolutional", "hierarchy": "hvae", **OPTIONS["convolutional"]},
     {"hierarchy": "hvae", "prior": "vamp", **OPTIONS["hvae"], **OPTIONS["vamp"]},
 ]
-FAST = {"full_covariance", "real_nvp", "mixture", "discretized_logistic", "markov"}
+FAST = {"full_covariance", "real_nvp", "markov"}
 
 
 def is_fast(fields):
     names = {value for value in fields.values() if isinstance(value, str)}
-    return "conditional" in fields or names & FAST or names >= {"hvae", "vamp"}
+    return names & FAST or ("hvae" in names and len(names) > 1)
 
 
 def untrained(**fields):

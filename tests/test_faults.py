@@ -7,7 +7,7 @@ import time
 
 import faults
 import pytest
-from conftest import contents, one_line, train_flags
+from conftest import contents, mostly_slow, one_line, train_flags
 
 from vae_jax import checkpoints, console
 from vae_jax.__main__ import main as vae_main
@@ -27,9 +27,10 @@ def judge(unbroken):
     return faults.Judge(unbroken)
 
 
-def test_a_flipped_bit_is_found_or_of_no_account(unbroken, judge):
-    found = faults.flips(unbroken, judge, 60, random.Random(0))
-    assert found.total() == 60 and found["detected"] > 50
+@pytest.mark.parametrize("num", mostly_slow((20, 60), lambda num: num == 20))
+def test_a_flipped_bit_is_found_or_of_no_account(unbroken, judge, num):
+    found = faults.flips(unbroken, judge, num, random.Random(0))
+    assert found.total() == num and found["detected"] > 0.8 * num
 
 
 @pytest.mark.slow
@@ -66,7 +67,7 @@ def test_a_limit_of_file_sizes_is_one_line_and_harms_no_checkpoint(unbroken, tmp
     faults.file_size_limit(tmp_path, unbroken, EPOCHS, 8192)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_slow(range(2), lambda seed: seed == 0))
 def test_a_directory_that_vanishes_is_one_line(tmp_path, seed):
     run_dir = tmp_path / "run"
     process = faults.start(run_dir, 1000)
@@ -80,6 +81,7 @@ def test_a_directory_that_vanishes_is_one_line(tmp_path, seed):
     assert checkpoints.sound_steps(tmp_path / "elsewhere") == checkpoints.steps(tmp_path / "elsewhere") != []
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_trains(tmp_path):
     run_dir = tmp_path / "run"
     process = faults.start(run_dir, 1000)

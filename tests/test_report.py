@@ -165,6 +165,7 @@ def test_default_place_and_the_same_bytes_again(vae, vectors_run, tmp_path):
     assert "the first 40 examples" in page.text["Evaluation"] and "grey" not in page.text["Evaluation"]
 
 
+@pytest.mark.slow
 def test_conditional_vae_on_its_validation_split(vae, conditional_run, tmp_path):
     page = report(vae, conditional_run, tmp_path / "a.html", "--split=validation", "--num_samples=3", "--seed=4")
     assert page.sections == [*ALWAYS, "Manifold", "Posterior means", "KL by latent dimension", "Configuration"]

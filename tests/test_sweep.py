@@ -243,6 +243,7 @@ def test_a_kill_between_the_checkpoints_of_two_members_leaves_no_trace(unbroken,
     assert_same_sweep(sweep_dir, unbroken)
 
 
+@pytest.mark.slow
 def test_stopped_inside_an_epoch_and_resumed_equals_unbroken(unbroken, tmp_path, no_pictures, monkeypatch, capsys):
     calls = count()
 
@@ -260,6 +261,7 @@ def test_stopped_inside_an_epoch_and_resumed_equals_unbroken(unbroken, tmp_path,
     assert_same_sweep(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 def test_a_crash_far_from_an_evaluation_loses_little(unbroken, tmp_path, no_pictures, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "MAX_SECONDS", -1)
@@ -292,6 +294,7 @@ def test_another_config_is_refused_and_leaves_nothing(unbroken):
     assert contents(unbroken) == before and not (unbroken / "seed-7").exists()
 
 
+@pytest.mark.slow
 def test_restart_moves_every_member_aside(unbroken, tmp_path, no_pictures):
     sweep_dir = shutil.copytree(unbroken, tmp_path / "sweep")
     run(sweep_dir, *SMALL, "--restart", **EVERY | {"num_epochs": 1})

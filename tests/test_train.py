@@ -266,6 +266,7 @@ def test_a_crash_between_record_and_checkpoint_leaves_no_trace(
     assert_same_records(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 def test_stopped_between_two_evaluations_without_an_average(train, tmp_path, no_pictures, interrupt):
     fields = {"num_epochs": 4, "eval_epochs": 2}
     train(tmp_path / "unbroken", **fields)
@@ -466,7 +467,10 @@ def png_folder(folder):
     ("make", "fields", "shape"),
     [
         pytest.param(npy, {"binarization": "static"}, (6, 6, 1), marks=pytest.mark.slow),
-        (npz_with_labels, {"conditional": "true", "likelihood": "gaussian_scalar"}, (6, 6, 3)),
+        pytest.param(
+            *(npz_with_labels, {"conditional": "true", "likelihood": "gaussian_scalar"}, (6, 6, 3)),
+            marks=pytest.mark.slow,
+        ),
         (
             png_folder,
             {"binarization": "dynamic", "network": "convolutional", "network_options": '{"channels": [4]}'},
