@@ -11,7 +11,8 @@ from conftest import ROOT, mostly_slow
 
 from vae_jax import metrics
 
-# One of each kind in every run of the tests. test_config.py traces the step of all.
+# One of each kind in every run of the tests; runs on the digits and conditional ones are fixtures of conftest.py.
+# test_config.py traces the step of all.
 FAST = ("conv", "mnist_fast", "two_layers")
 RECIPES = mostly_slow(sorted((ROOT / "configs").rglob("*.py")), lambda path: path.stem in FAST)
 

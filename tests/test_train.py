@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, contents, train_flags
+from conftest import ROOT, contents, mostly_slow, train_flags
 from PIL import Image
 
 from vae_jax import (
@@ -465,18 +465,18 @@ def png_folder(folder):
 
 @pytest.mark.parametrize(
     ("make", "fields", "shape"),
-    [
-        pytest.param(npy, {"binarization": "static"}, (6, 6, 1), marks=pytest.mark.slow),
-        pytest.param(
-            *(npz_with_labels, {"conditional": "true", "likelihood": "gaussian_scalar"}, (6, 6, 3)),
-            marks=pytest.mark.slow,
-        ),
-        (
-            png_folder,
-            {"binarization": "dynamic", "network": "convolutional", "network_options": '{"channels": [4]}'},
-            (6, 6, 1),
-        ),
-    ],
+    mostly_slow(
+        [
+            (npy, {"binarization": "static"}, (6, 6, 1)),
+            (npz_with_labels, {"conditional": "true", "likelihood": "gaussian_scalar"}, (6, 6, 3)),
+            (
+                png_folder,
+                {"binarization": "dynamic", "network": "convolutional", "network_options": '{"channels": [4]}'},
+                (6, 6, 1),
+            ),
+        ],
+        lambda case: case[0] is png_folder,
+    ),
     ids=["npy", "npz with labels", "folder"],
 )
 def test_own_data(make, fields, shape, train, tmp_path):
