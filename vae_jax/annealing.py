@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax import checks
 from vae_jax.core import VAE, Params
 
 TARGET_ACCEPTANCE = 0.65  # where HMC moves furthest for its cost in many dimensions (Neal 2011, section 5.4.4)
@@ -38,10 +39,15 @@ def annealed_log_weights(
     for name, number in {"num_chains": num_chains, "num_steps": num_steps, "num_leapfrog": num_leapfrog}.items():
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
-    prior, shape, t = vae.prior(params), (2 * num_chains, x.shape[0]), sigmoidal_schedule(num_steps)
+    prior, batch, t = vae.prior(params), checks.batch_shape(x), sigmoidal_schedule(num_steps)
+    shape = (2 * num_chains, *batch)
 
     def log_densities(z: Any) -> tuple[Array, Array]:
-        return jax.vmap(lambda z: (prior.log_prob(z), vae.decode(params, z).log_prob(x)))(z)
+        def one(z: Any) -> tuple[Array, Array]:
+            log_prior = checks.log_prob("log p(z)", prior, z, batch)
+            return log_prior, checks.log_prob("log p(x | z)", vae.decode(params, z), x, batch)
+
+        return jax.vmap(one)(z)
 
     def anneal(state: Any, inputs: Any):
         (z, log_w, step), (i, last_t, t) = state, inputs

@@ -15,7 +15,9 @@ from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
+    HEAVY_TAIL,
     Evaluation,
+    evenly,
     make_annealed,
     make_evaluate,
     mean,
@@ -141,6 +143,7 @@ def report(options: Namespace) -> str:
     return _write(options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_text(html)))
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is counted and said
 def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tuple[dict[str, Any], Evaluation]:
     """The figures of the examples, and those of every one of them."""
     config, data, vae, params, step = restored
@@ -148,15 +151,28 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     key = jax.random.key(options.seed)
     faster = models.evaluation_options(config)
     result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, console.bar)
+    finite = (
+        np.isfinite(result.log_likelihood)
+        & np.isfinite(result.kl)
+        & np.isfinite(result.kl if result.log_px is None else result.log_px)
+    )
+    if not finite.all():
+        console.say(
+            f"The figures of {np.sum(~finite)} of the {len(finite)} examples are not finite: no average over all "
+            f"of them exists. The VAE was trained on data in [{data.range[0]:g}, {data.range[1]:g}]."
+        )
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
-    if models.likelihood_of(config, data.shape).discrete:
+    if "nll" in summary and models.likelihood_of(config, data.shape).discrete:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
         information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
-        summary["mutual_information"] = mean(information)
-        summary["mutual_information_se"] = standard_error(information)
-        summary["kl_aggregate"] = mean(result.kl[: len(information)]) - summary["mutual_information"]
+        bound = log(len(result.kl))
+        summary |= {"mutual_information": mean(information), "mutual_information_se": standard_error(information)}
+        summary["mutual_information_bound"] = bound
+        if mean(information) < bound - 1:  # nearer to its bound it is the number of examples that is measured
+            kl = mean(result.kl[evenly(len(result.kl), len(information))])
+            summary["kl_aggregate"] = kl - summary["mutual_information"]
     if options.ais_chains:
         run = make_annealed(vae, num_chains=options.ais_chains, num_steps=options.ais_steps)
         log_px = run(params, jax.random.fold_in(key, _ANNEALING), examples, console.bar)
@@ -166,7 +182,16 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     if options.per_example:
         present = {name: array for name, array in arrays.items() if array is not None}
         _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
+    if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and not options.ais_chains:
+        console.say(
+            "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
+            f"{HEAVY_TAIL}): their NLL is a loose bound. More --num_samples lower it; --ais_chains=16 with --limit=100 "
+            "checks it."
+        )
+    selected_on = ("validation" if data.num_validation else "test") if options.checkpoint == "best" else None
     summary |= {
+        "checkpoint": options.checkpoint,
+        "selected_on": selected_on,
         "split": options.split,
         "compute_dtype": config.compute_dtype,
         "binarization": config.binarization,

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 Totals = dict[str, float]  # sums over steps, with how many `steps` and `seconds` they took
 
 
@@ -22,11 +20,6 @@ def averages(totals: Totals, batch_size: int) -> dict[str, float]:
     sums = {name: total for name, total in totals.items() if name not in ("steps", "seconds", "skipped")}
     means = {name: total / max(1, steps - skipped) for name, total in sums.items()}
     return {**means, "skipped": skipped, "examples_per_second": steps * batch_size / seconds}
-
-
-def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The averages over examples."""
-    return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
 
 
 def append(run_dir: Path, *records: dict[str, Any]) -> None:
