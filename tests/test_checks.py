@@ -114,6 +114,8 @@ def test_what_is_no_distribution_is_named(objective):
     plain = GOOD._replace(decode=lambda params, z: GOOD.decode(params, z).logits)
     with pytest.raises(ValueError, match=r"of log p\(x \| z\) is a \w+; expected a distribution with sample, log_prob"):
         trace(OBJECTIVES[objective], plain, x)
+    with pytest.raises(ValueError, match=r"prior\(params\) is a tuple; expected a distribution"):
+        trace(OBJECTIVES[objective], GOOD._replace(prior=lambda params: (jnp.zeros(2), jnp.zeros(2))), x)
     if objective != "annealed":
         with pytest.raises(ValueError, match=r"encode\(params, x\) is a tuple; expected a distribution"):
             trace(OBJECTIVES[objective], GOOD._replace(encode=_moments), x)

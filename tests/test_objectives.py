@@ -231,6 +231,14 @@ def test_value_and_grad_takes_the_objective_as_it_is(mlp, key):
     assert np.isfinite(metrics["elbo"])
 
 
+def test_a_vae_is_a_static_argument_of_a_jitted_function(mlp, key):
+    vae, params, x = mlp
+    loss = jax.jit(negative_elbo)
+    losses = [loss(params, jax.random.clone(key), x, v)[0] for v in (vae, vae._replace())]
+    assert losses[0] == losses[1] and loss._cache_size() == 1
+    np.testing.assert_allclose(losses[0], negative_elbo(params, key, x, vae)[0], rtol=1e-6)
+
+
 def test_beta_and_alpha_are_traced(mlp, key):
     vae, params, x = mlp
     traces = []

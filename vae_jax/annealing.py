@@ -39,7 +39,7 @@ def annealed_log_weights(
     for name, number in {"num_chains": num_chains, "num_steps": num_steps, "num_leapfrog": num_leapfrog}.items():
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
-    prior, batch, t = vae.prior(params), checks.batch_shape(x), sigmoidal_schedule(num_steps)
+    prior, batch, t = checks.prior(vae, params), checks.batch_shape(x), sigmoidal_schedule(num_steps)
     shape = (2 * num_chains, *batch)
 
     def log_densities(z: Any) -> tuple[Array, Array]:

@@ -26,6 +26,11 @@ def posterior(vae: VAE, params: Params, x: Any) -> Any:
     return _distribution("encode(params, x)", vae.encode(params, x))
 
 
+def prior(vae: VAE, params: Params) -> Any:
+    """p(z). ValueError if `prior` gives anything but a distribution."""
+    return _distribution("prior(params)", vae.prior(params))
+
+
 def log_prob(term: str, distribution: Any, value: Any, shape: tuple[int, ...]) -> Array:
     """`distribution.log_prob(value)`, one number per example. term: what an error calls it, such as 'log p(x | z)'.
 

@@ -58,7 +58,7 @@ def make_evaluate(
 
     def one(params: Params, key: Array, x: Array, context: Array | None) -> Evaluation:
         own, batch = condition(vae, context), checks.batch_shape(x)
-        q, p = checks.posterior(own, params, x), own.prior(params)
+        q, p = checks.posterior(own, params, x), checks.prior(own, params)
 
         def sample(k: Array):
             z = q.sample(jax.random.fold_in(key, k))

@@ -51,7 +51,7 @@ def elbo(
     if estimator == "stl" and divergence in (kl_divergence, kl_analytic):
         raise ValueError("The estimator 'stl' needs kl='monte_carlo': a closed form has no log q(z | x).")
     batch = checks.batch_shape(x)
-    q, p = checks.posterior(vae, params, x), vae.prior(params)
+    q, p = checks.posterior(vae, params, x), checks.prior(vae, params)
     z = q.sample(key, (_positive(num_samples),))
     if estimator == "stl":
         q = vae.encode(jax.lax.stop_gradient(params), x)
@@ -218,7 +218,7 @@ def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, fl
 
 def _log_weights(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -> tuple[Array, Array]:
     """log p(x | z) and log p(x, z) - log q(z | x) at z [K, B, ...], q with parameters of its own: [K, B] each."""
-    q, p, batch = vae.encode(q_params, x), vae.prior(params), checks.batch_shape(x)
+    q, p, batch = vae.encode(q_params, x), checks.prior(vae, params), checks.batch_shape(x)
 
     def one(z):
         return log_weight(q, vae.decode(params, z), p, x, z, batch)
