@@ -177,10 +177,12 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def setup_jax(options: argparse.Namespace) -> None:
-    """Import jax, with compiled programs kept in the user's cache directory for the next start."""
+    """Import jax. Compiled programs are kept for the next start, in the user's cache if JAX knows no other place."""
     import jax
 
-    if not options.no_compilation_cache:
+    if options.no_compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", None)
+    elif not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
