@@ -1,7 +1,6 @@
 """Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
 
 import json
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -134,4 +133,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    console.script(main)

@@ -23,13 +23,13 @@ def averages(totals: Totals, batch_size: int) -> dict[str, float]:
 
 
 def append(run_dir: Path, *records: dict[str, Any]) -> None:
-    with open(run_dir / "metrics.jsonl", "a") as file:
+    with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 def text(run_dir: Path) -> str:
     path = run_dir / "metrics.jsonl"
-    return path.read_text(errors="replace") if path.exists() else ""
+    return path.read_text("utf-8", "replace") if path.exists() else ""
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
@@ -59,5 +59,5 @@ def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     os.replace(temporary, path)

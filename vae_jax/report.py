@@ -38,7 +38,7 @@ def page(
     result = jax.tree.map(np.asarray, result)
     layers = result.mean if isinstance(result.mean, dict) else {"z": result.mean}
     names = [f"{name}_{i + 1}" for name, z in layers.items() for i in range(z.shape[-1])]
-    versions = json.loads((run_dir / "run.json").read_text())["versions"]
+    versions = json.loads((run_dir / "run.json").read_text("utf-8"))["versions"]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     epoch = step / (data.num_train // config.batch_size)
     lines = [
