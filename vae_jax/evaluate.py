@@ -73,9 +73,12 @@ def make_evaluate(
             total, squares = total * shrink + w.sum(0), squares * shrink**2 + (w**2).sum(0)
             return (sums, new_top, total, squares), None
 
-        zero = jnp.zeros(1)
+        shapes = jax.eval_shape(sample, 0)
+        zeros = [jnp.zeros(a.shape, a.dtype) for a in shapes]
         firsts = jnp.arange(0, num_samples, chunk_size)
-        (sums, top, total, squares), _ = jax.lax.scan(chunk, ((zero, zero), zero - jnp.inf, zero, zero), firsts)
+        (sums, top, total, squares), _ = jax.lax.scan(
+            chunk, (tuple(zeros[:2]), zeros[2] - jnp.inf, zeros[2], zeros[2]), firsts
+        )
         log_px = top + jnp.log(total) - jnp.log(num_samples)
         closed = isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian)
         each = (sums[0] / num_samples, sums[1] / num_samples, log_px, total**2 / squares)
