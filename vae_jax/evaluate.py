@@ -77,9 +77,10 @@ def make_evaluate(
             total, squares = total * shrink + w.sum(0), squares * shrink**2 + (w**2).sum(0)
             return (sums, new_top, total, squares), log_w if tail else None
 
-        zero = jnp.zeros(1)
+        shapes = jax.eval_shape(sample, 0)
+        zeros = [jnp.zeros(a.shape, a.dtype) for a in shapes]
         firsts = jnp.arange(0, num_samples, chunk_size)
-        start = ((zero, zero), zero - jnp.inf, zero, zero)
+        start = (tuple(zeros[:2]), zeros[2] - jnp.inf, zeros[2], zeros[2])
         (sums, top, total, squares), log_w = jax.lax.scan(chunk, start, firsts)
         log_px = top + jnp.log(total) - jnp.log(num_samples)
         closed = isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian)

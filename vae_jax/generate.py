@@ -39,7 +39,7 @@ def reconstruct(params: Params, x: Array, vae: VAE) -> Array:
 def interpolate(params: Params, x: Array, y: Array, vae: VAE, num: int) -> Array:
     """Decoded points on the lines between the posterior means of x and of y: [N, *shape] each -> [N, num, *shape]."""
     start, end = (vae.encode(params, a).mean for a in (x, y))
-    steps = jnp.linspace(0.0, 1.0, num)
+    steps = jnp.linspace(0.0, 1.0, num, dtype=jax.tree.leaves(start)[0].dtype)
     decode = jax.vmap(lambda t: vae.decode(params, jax.tree.map(lambda a, b: (1 - t) * a + t * b, start, end)).mean)
     return jnp.swapaxes(decode(steps), 0, 1)
 
@@ -50,7 +50,7 @@ def traverse(params: Params, x: Array, vae: VAE, num: int, extent: float = 3.0) 
     Result: [L, num, *shape], the dimensions of a latent pytree one after the other.
     """
     z, unravel = ravel_pytree(vae.encode(params, x).mean)
-    values = jnp.linspace(-extent, extent, num)
+    values = jnp.linspace(-extent, extent, num, dtype=z.dtype)
     decode = jax.vmap(lambda i, value: vae.decode(params, unravel(z.at[i].set(value))).mean[0], (None, 0))
     return jax.lax.map(lambda i: decode(i, values), jnp.arange(z.size))
 
@@ -61,7 +61,7 @@ def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussia
     The grid covers [-extent, extent]^2 evenly, or with `gaussian` lies at the quantiles of N(0, 1), as in figure 4 of
     Kingma & Welling 2014. z_1 runs to the right and z_2 upwards.
     """
-    axis = jnp.linspace(-extent, extent, num)
+    axis = jnp.linspace(-extent, extent, num, dtype=jnp.float32)
     if gaussian:
         axis = ndtri((jnp.arange(num, dtype=jnp.float32) + 0.5) / num)
     z = jnp.stack(jnp.meshgrid(axis, axis[::-1]), -1)

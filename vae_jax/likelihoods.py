@@ -55,7 +55,7 @@ def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
         mean = outputs[..., 0]
         return DiagonalGaussian(mean, jnp.broadcast_to(_bounded(params["log_var"]), mean.shape), len(shape))
 
-    return Likelihood(1, build, lambda mean: mean[..., None], lambda: {"log_var": jnp.zeros(())})
+    return Likelihood(1, build, lambda mean: mean[..., None], lambda: {"log_var": jnp.zeros((), jnp.float32)})
 
 
 def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
@@ -189,7 +189,7 @@ class Categorical:
     @property
     def mean(self) -> Array:
         num = self.logits.shape[-1]
-        return jnp.sum(jax.nn.softmax(self.logits) * expand_like(jnp.linspace(0.0, 1.0, num), self.logits), -1)
+        return jnp.sum(jax.nn.softmax(self.logits) * expand_like(jnp.linspace(0.0, 1.0, num, dtype=self.logits.dtype), self.logits), -1)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         level = jax.random.categorical(key, self.logits, shape=sample_shape + self.logits.shape[:-1])

@@ -116,12 +116,12 @@ def _join(parts: _Parts, output_bias: bool = False) -> VAE:
     shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
 
     def init(key: Array, x: Array) -> Params:
-        x = to_float(x)
+        x = to_float(x).astype(jnp.float32)
         keys = jax.random.split(key, 4)
         context = jnp.zeros((1, context_size)) if context_size else None
         params = {
             "encoder": encoder.init(keys[0], x[:1], context),
-            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim)), context),
+            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), context),
             "posterior": posterior.init(keys[2]),
             "likelihood": likelihood.init(),
             "prior": prior.init(keys[3], x),
@@ -140,7 +140,9 @@ def _join(parts: _Parts, output_bias: bool = False) -> VAE:
         return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, context))
 
     def prior_of(params: Params):
-        return prior.build(params["prior"], lambda x: encode(params, x))
+        p = prior.build(params["prior"], lambda x: encode(params, x))
+        dtype = jax.tree.leaves(params["decoder"])[0].dtype  # what a prior has beside its parameters is float32
+        return jax.tree.map(lambda a: a.astype(dtype), p)
 
     return VAE(init, encode, decode, prior_of)
 
