@@ -283,9 +283,18 @@ COMMAND_LINES = {
     "index past the end": (["traverse", "DIGITS", "--index=297"], ["--index is 297; expected one of the 297 examples"]),
     "other data": (["encode", "DIGITS", "--data=VECTORS_FILE"], ["shape (6,); the VAE was trained on (8, 8, 1)"]),
     "missing data": (["encode", "DIGITS", "--data=TMP/none.npy"], ["No file or folder"]),
-    "unlabelled data": (["evaluate", "CONDITIONAL", "--data=TMP/x.npy"], ["conditional on 10 classes"]),
-    "data out of range": (["evaluate", "DIGITS", "--data=TMP/far.npy", "--num_samples=1"], ["[0, 1]"]),
-    "too little to interpolate": (["interpolate", "DIGITS", "--data=TMP/two.npy"], ["2"]),
+    "unlabelled data": (
+        ["evaluate", "CONDITIONAL", "--data=TMP/x.npy"],
+        ["conditional on the classes 0 to 9, and", "has no labels"],
+    ),
+    "data out of range": (
+        ["evaluate", "DIGITS", "--data=TMP/far.npy", "--num_samples=1"],
+        ["the VAE was trained on data in [0, 1]. Give data on that scale"],
+    ),
+    "too little to interpolate": (
+        ["interpolate", "DIGITS", "--data=TMP/one.npy"],
+        ["has one example; expected at least 2"],
+    ),
     "sweep of no seed": (["sweep", "TMP/sweep", "--seeds="], ["--seeds: '' is no list of different whole numbers"]),
     "sweep of a seed twice": (["sweep", "TMP/sweep", "--seeds=0,0"], ["'0,0' is no list of different"]),
     "sweep of a word": (["sweep", "TMP/sweep", "--betas=1,high"], ["--betas: '1,high'", "different numbers"]),
@@ -320,7 +329,7 @@ COMMAND_LINES = {
 def test_refused_command(case, refused, tmp_path, request):
     argv, parts = COMMAND_LINES[case]
     rng = np.random.default_rng(0)
-    for name, x in {"x": rng.random((30, 8, 8)), "far": np.full((30, 8, 8), 9.0), "two": rng.random((2, 8, 8))}.items():
+    for name, x in {"x": rng.random((30, 8, 8)), "far": np.full((30, 8, 8), 9.0), "one": rng.random((1, 8, 8))}.items():
         np.save(tmp_path / f"{name}.npy", x)
     runs = ("DIGITS", "CONDITIONAL", "VECTORS")
     places = {run: request.getfixturevalue(f"{run.lower()}_run") for run in runs if run in argv}
@@ -353,7 +362,7 @@ def test_data_that_has_changed_is_refused_and_may_be_given_by_hand(refused, trai
     assert "is not what the VAE was trained on" in refused(vae_main, ["encode", run_dir])
     vae("encode", run_dir, "--data", path)
     path.unlink()
-    assert "No file or folder" in refused(vae_main, ["encode", run_dir])
+    assert "is not there. Give its new place with --data" in refused(vae_main, ["encode", run_dir])
     vae("sample", run_dir)
 
 

@@ -16,7 +16,7 @@ from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
 
 CONFIG = Config(hidden_sizes=(3,), latent_dim=2, batch_size=4)
-DATA = DataInfo((5,), 0, (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
+DATA = DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def test_right_shapes_of_any_library_pass():
 
 
 CONDITIONAL = Config(conditional=True, hidden_sizes=(8,), latent_dim=2)
-DATA = DataInfo((8, 8, 1), 3, (0.0, 1.0), 200, 0, 10, "0123456789abcdef", None)
+DATA = DataInfo((8, 8, 1), (0, 1, 2), (0.0, 1.0), 200, 0, 10, "0123456789abcdef", None)
 
 
 @pytest.mark.parametrize("fields", ({}, {"hierarchy": "hvae"}, {"network": "convolutional"}), ids=str)

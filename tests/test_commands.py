@@ -12,6 +12,7 @@ from PIL import Image
 
 from vae_jax import checkpoints, commands, datasets, inputs
 from vae_jax import evaluate as evaluate_module
+from vae_jax.__main__ import main
 from vae_jax.errors import UserError
 
 EVALUATION = {
@@ -416,7 +417,88 @@ def test_evaluation_of_a_conditional_vae_on_its_validation_split(vae, conditiona
 def test_evaluation_of_own_data(vae, vectors_run, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(1).normal(3, 2, (50, 6)))
     result = strict_json(vae("evaluate", vectors_run, "--data", tmp_path / "x.npy", "--num_samples=20"))
-    assert result["num_examples"] == 5 and result["nll"] <= -result["elbo"] + 1e-3
+    assert result["num_examples"] == 50 and result["nll"] <= -result["elbo"] + 1e-3
+    assert result["split"] == "all"
+
+
+def test_own_data_without_splits_is_taken_whole_in_its_order_by_every_command(vae, digits_run, tmp_path, refused):
+    """So that the figures of the examples pair with what is known of the rows."""
+    x = datasets.load("digits").test.x[:26]
+    for num in (26, 1):
+        np.save(tmp_path / "own.npy", x[:num])
+        flags = "--data", tmp_path / "own.npy"
+        result = strict_json(
+            vae("evaluate", digits_run, *flags, "--num_samples=2", "--per_example", tmp_path / "each.npz")
+        )
+        assert (result["num_examples"], result["split"]) == (num, "all")
+        with np.load(tmp_path / "each.npz") as each:
+            order = encoded(vae, digits_run, tmp_path, *flags)["mean"]
+            np.testing.assert_allclose(each["mean"], order, atol=1e-5)
+        _, _, model, params, _ = checkpoints.load(digits_run)
+        np.testing.assert_allclose(order, model.encode(params, jnp.asarray(x[:num])).mean, atol=1e-5)
+        vae("reconstruct", digits_run, *flags, "--out", tmp_path / "x.png")
+        vae("traverse", digits_run, *flags, "--out", tmp_path / "x.png")
+    line = refused(main, ["evaluate", digits_run, *flags, "--split=test"])
+    assert line.endswith("has no splits of its own: all of its examples are taken, in their order. Leave --split out.")
+
+
+def test_encode_says_which_examples_it_takes(vae, digits_run, tmp_path, capsys):
+    vae("encode", digits_run, "--out", tmp_path / "z.npz")
+    assert "digits: the test split, 297 of 1797 examples. --split takes another one" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def threes_and_sevens(train, tmp_path_factory):
+    """A conditional run on two classes of the digits."""
+    run = tmp_path_factory.mktemp("runs") / "threes"
+    train(run, classes="3,7", conditional="true", num_epochs=1, batch_size=20)
+    return run
+
+
+def test_a_conditional_vae_knows_the_classes_that_it_was_trained_on(vae, threes_and_sevens, tmp_path, refused):
+    run = threes_and_sevens
+    params = checkpoints.load(run).params
+    assert params["decoder"]["Dense_0"]["kernel"].shape == (2 + 2, 8)  # latents and classes
+    turn = samples(vae, run, tmp_path, "--num=6")["mean"]
+    for label, first in ((3, 0), (7, 1)):
+        own = samples(vae, run, tmp_path, "--num=6", f"--label={label}")["mean"]
+        np.testing.assert_allclose(own[first::2], turn[first::2], atol=1e-6)
+    line = refused(main, ["sample", run, "--label=5"])
+    assert line == "--label is 5; the VAE knows the classes 3, 7. Choose one of them."
+    vae("export", run, "--out", tmp_path / "vae.zip")
+
+
+def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run, train, tmp_path, refused, capsys):
+    line = refused(main, ["evaluate", threes_and_sevens, "--data=digits", "--num_samples=1"])
+    assert "digits has the labels 0, 1, 2, 4, 5, 6, 8, 9; the VAE knows the classes 3, 7" in line
+    x, label = datasets.load("digits").test
+    np.savez(tmp_path / "few.npz", x=x[label < 5], y=label[label < 5])
+    flags = "--data", tmp_path / "few.npz", "--num_samples=1"
+    result = strict_json(vae("evaluate", conditional_run, *flags))
+    assert result["num_examples"] == np.sum(label < 5)
+    train(tmp_path / "run", classes="3,7", num_epochs=1, batch_size=20)
+    capsys.readouterr()
+    vae("evaluate", tmp_path / "run", *flags)
+    assert "few.npz: examples of all its classes are taken; the VAE was trained on 3, 7" in capsys.readouterr().err
+
+
+def test_labels_far_apart_take_no_square_of_memory(train, vae, tmp_path):
+    """A one-hot matrix of all numbers up to the largest of them, or an identity matrix, would take 40 GB and more."""
+    x, label = datasets.load("digits").train
+    np.savez(tmp_path / "data.npz", x=x[:200], y=np.array([7, 100_000, 2_000_000_000])[label[:200] % 3])
+    run, fields = tmp_path / "run", {"dataset": tmp_path / "data.npz", "conditional": "true", "batch_size": 20}
+    train(run, **fields, num_epochs=1)
+    assert samples(vae, run, tmp_path, "--num=2", "--label=2000000000")["x"].shape == (2, 8, 8, 1)
+    vae("report", run, "--num_samples=1", "--limit=5")
+
+
+def test_data_that_has_moved_is_asked_for(train, vae, tmp_path, refused):
+    np.save(tmp_path / "x.npy", datasets.load("digits").test.x)
+    train(tmp_path / "run", dataset=tmp_path / "x.npy", batch_size=20, num_epochs=1)
+    (tmp_path / "x.npy").rename(tmp_path / "y.npy")
+    line = refused(main, ["evaluate", tmp_path / "run"])
+    assert line.endswith("x.npy, which the VAE was trained on, is not there. Give its new place with --data.")
+    assert vae("evaluate", tmp_path / "run", "--data", tmp_path / "y.npy", "--num_samples=1")
 
 
 def test_own_data_in_bytes_is_scaled_as_in_training(vae, digits_run, tmp_path):

@@ -164,7 +164,7 @@ def test_recipes_fit_their_data(path):
     """Their step, as train.py makes it, keeps the shape of the state."""
     recipe = config.load_recipe(path)
     shape = {"digits": (8, 8, 1)}.get(recipe.dataset, (28, 28, 1))
-    data = inputs.DataInfo(shape, 10, (0.0, 1.0), 60_000, 0, 10_000, "", None)
+    data = inputs.DataInfo(shape, tuple(range(10)), (0.0, 1.0), 60_000, 0, 10_000, "", None)
     vae, objective = models.build(recipe, data), objectives.build(recipe)
     optimizer = update.make_optimizer(recipe, 60_000 // recipe.batch_size)
     step = update.make_update(
@@ -201,7 +201,7 @@ def test_recipes_fit_their_data(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "iwae").glob("*.py")), ids=lambda path: path.stem)
 def test_the_cells_of_burda_et_al_have_gradients(path, cell):
     recipe = replace(config.load_recipe(path), **cell)
-    vae = models.build(recipe, inputs.DataInfo((28, 28, 1), 10, (0.0, 1.0), 60_000, 0, 10_000, "", None))
+    vae = models.build(recipe, inputs.DataInfo((28, 28, 1), tuple(range(10)), (0.0, 1.0), 60_000, 0, 10_000, "", None))
     key, x = jax.random.key(0), jax.ShapeDtypeStruct((2, 28, 28, 1), "float32")
     params = jax.eval_shape(vae.init, key, x)
     loss = lambda params, x: objectives.build(recipe)(params, key, x, vae)[0]  # noqa: E731

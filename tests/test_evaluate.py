@@ -105,7 +105,7 @@ def test_the_faster_options_change_no_figure(key, network, compute_dtype):
     config = Config(
         network=network, network_options=options, hidden_sizes=(8,), latent_dim=2, compute_dtype=compute_dtype
     )
-    data = DataInfo((5, 4, 1), 0, (0.0, 1.0), 200, 0, 0, "", None)
+    data = DataInfo((5, 4, 1), (), (0.0, 1.0), 200, 0, 0, "", None)
     vae = models.build(config, data)
     examples = Examples(jax.random.bernoulli(key, 0.4, (40, 5, 4, 1)).astype(jnp.float32), None)
     params = vae.init(jax.random.key(1), examples.x)

@@ -19,7 +19,7 @@ from vae_jax.objectives import elbo, importance_bound, log_weights, negative_elb
 
 HIERARCHIES = sorted(members(hierarchies, "Hierarchy"))
 SHAPE = (4, 4, 1)
-DATA = DataInfo(SHAPE, 3, (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)
+DATA = DataInfo(SHAPE, (0, 1, 2), (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)
 
 every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import inputs
+from vae_jax import files, inputs
 from vae_jax.config import Config
 from vae_jax.datasets import Dataset, Split
 from vae_jax.errors import UserError
@@ -149,27 +149,49 @@ def test_a_split_that_is_not_there_is_one_line_of_error(floats, split):
 # labels
 
 
-def test_a_conditional_vae_gets_one_hot_labels(dataset):
+LABELS = {"in a row": (0, 1, 2), "apart": (3, 7, 9), "far apart": (0, 1, 255), "very large": (5, 8, 2_000_000_000)}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=list(LABELS))
+def test_a_conditional_vae_gets_one_hot_labels_of_the_classes_that_occur(dataset, labels):
+    """Not of all numbers up to the largest label: a class without examples is never trained."""
+    label = np.array(labels, np.int32)[LABEL]
+    own = Dataset("own", *(Split(part.x, label[: len(part.x)]) for part in dataset[1:4]))
     config = Config(conditional=True)
+    classes = inputs.describe(own, config, None).classes
+    assert classes == labels
     expected = np.eye(3)[LABEL]
-    np.testing.assert_array_equal(inputs.training_examples(dataset, config).context, expected)
-    np.testing.assert_array_equal(inputs.evaluation_examples(dataset, "test", config).context, expected[:10])
-    assert inputs.evaluation_examples(dataset, "test", Config()).context is None
+    np.testing.assert_array_equal(inputs.training_examples(own, config, classes).context, expected)
+    np.testing.assert_array_equal(inputs.evaluation_examples(own, "test", config, classes).context, expected[:10])
+    assert inputs.evaluation_examples(own, "test", Config()).context is None
 
 
-def test_num_classes_is_one_more_than_the_largest_label(dataset, floats):
-    assert inputs.num_classes(dataset) == 3
-    assert inputs.num_classes(floats) == 0
-    assert inputs.num_classes(dataset._replace(test=Split(GREY, LABEL + 4))) == 7
+def test_labels_of_some_classes_are_fine_and_others_are_named(dataset):
+    config = Config(conditional=True)
+    few = inputs.evaluation_examples(dataset, "test", config, (0, 1, 2, 5, 8)).context
+    np.testing.assert_array_equal(few, np.eye(5)[LABEL[:10]])
+    with pytest.raises(UserError, match=r"has the labels 1; the VAE knows the classes 0, 2\. Give examples of these"):
+        inputs.evaluation_examples(dataset, "test", config, (0, 2))
+
+
+def test_contexts_that_memory_cannot_hold_are_refused(dataset, monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match=r"10 examples of 3 classes: .* take 120 bytes, and the limit here is 100"):
+        inputs.evaluation_examples(dataset, "test", Config(conditional=True), (0, 1, 2))
+
+
+def test_classes_for_a_person():
+    assert inputs.show_classes(tuple(range(10))) == "the classes 0 to 9"
+    assert inputs.show_classes((3, 7)) == "the classes 3, 7" and inputs.show_classes((4,)) == "the classes 4"
 
 
 def test_describe_says_what_a_model_needs_to_know(dataset, floats, tmp_path):
-    info = inputs.describe(dataset, str(tmp_path))
-    assert info.shape == (4, 4, 1) and info.num_classes == 3
+    info = inputs.describe(dataset, Config(conditional=True), str(tmp_path))
+    assert info.shape == (4, 4, 1) and info.classes == (0, 1, 2)
     assert info.range == (GREY.min() / 255, GREY.max() / 255)
     assert (info.num_train, info.num_validation, info.num_test) == (30, 20, 10)
     assert info.fingerprint == dataset.fingerprint and info.data_dir == str(tmp_path)
-    info = inputs.describe(floats, None)
-    assert info.shape == (4,) and info.num_classes == 0 and info.range == (-1.0, 3.0)
+    info = inputs.describe(floats, Config(), None)
+    assert info.shape == (4,) and info.classes == () and info.range == (-1.0, 3.0)
     assert (info.num_train, info.num_validation, info.num_test) == (10, 0, 3)
     assert info.data_dir is None

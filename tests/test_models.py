@@ -32,7 +32,7 @@ every_network = pytest.mark.parametrize("network, shape", CASES, ids=str)
 
 
 def info(shape=(8, 8, 1), **changes):
-    return DataInfo(shape, 4, (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)._replace(**changes)
+    return DataInfo(shape, (0, 1, 2, 3), (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)._replace(**changes)
 
 
 def config(network="mlp", **settings):
@@ -270,7 +270,7 @@ def test_gated_layers_have_half_the_outputs():
             {},
             ("1000001 residual blocks", "at most 100"),
         ),
-        ({"conditional": True}, {"num_classes": 0}, ("conditional", "no labels")),
+        ({"conditional": True}, {"classes": ()}, ("conditional", "no labels")),
         ({"batch_size": 101}, {}, ("batch_size is 101", "at most the 100")),
         ({}, {"range": (-1.0, 1.0)}, ("likelihood 'bernoulli' needs data in [0, 1]", "[-1, 1]", "gaussian")),
         ({"binarization": "dynamic"}, {"range": (0.0, 9.0)}, ("binarization 'dynamic' needs data in [0, 1]", "[0, 9]")),

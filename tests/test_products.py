@@ -13,7 +13,7 @@ from vae_jax.config import Config
 from vae_jax.inputs import DataInfo
 from vae_jax.products import DTYPES, product
 
-DATA = DataInfo((6, 6, 1), 0, (0.0, 1.0), 200, 0, 10, "", None)
+DATA = DataInfo((6, 6, 1), (), (0.0, 1.0), 200, 0, 10, "", None)
 
 
 def rounded(a, dtype):

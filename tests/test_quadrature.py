@@ -90,7 +90,7 @@ def model(prior, posterior, latent_dim):
         activation="tanh",
         batch_size=1,
     )
-    vae = models.build(config, DataInfo((6,), 0, (0.0, 1.0), len(X), 0, 0, "", None))
+    vae = models.build(config, DataInfo((6,), (), (0.0, 1.0), len(X), 0, 0, "", None))
     rng = np.random.default_rng(0)
     move = lambda a: 0.5 * a + 0.2 * rng.normal(size=a.shape).astype(np.float32)  # noqa: E731
     return vae, jax.tree.map(move, vae.init(jax.random.key(0), jnp.asarray(X)))

@@ -39,7 +39,7 @@ def test_python(block, beside_a_run, monkeypatch):
 
 def trains(config):
     """The gradient of every parameter of the VAE that a config names."""
-    vae = models.build(config, inputs.DataInfo((4, 4, 1), 0, (0.0, 1.0), 128, 0, 8, "", None))
+    vae = models.build(config, inputs.DataInfo((4, 4, 1), (), (0.0, 1.0), 128, 0, 8, "", None))
     x = jax.random.uniform(jax.random.key(1), (128, 4, 4, 1))
     params = vae.init(jax.random.key(0), x)
     loss, grads = jax.jit(jax.value_and_grad(lambda params: negative_elbo(params, jax.random.key(2), x, vae)[0]))(

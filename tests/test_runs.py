@@ -4,17 +4,18 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from conftest import contents
 
 from vae_jax import digests, runs
-from vae_jax.config import Config
+from vae_jax.config import Config, to_json
 from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
 
 CONFIG = Config(hidden_sizes=(3,), latent_dim=2, batch_size=4)
-DATA = DataInfo((5,), 0, (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
+DATA = DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
 
 
 def begin(*args, **kwargs):
@@ -50,6 +51,23 @@ def test_another_config_or_data_is_refused(tmp_path, config, data, says):
     message = error(begin, tmp_path, config, data)
     assert says in message and "--restart" in message and "another directory" in message
     assert runs.read_run(tmp_path) == (CONFIG, DATA)
+
+
+@pytest.mark.parametrize("conditional", (True, False))
+def test_a_run_of_the_format_before_this_one_is_read_and_resumed(tmp_path, conditional):
+    """It knew of the labels only their number, and called 'analytic' what is 'auto' now."""
+    config, data = replace(CONFIG, conditional=conditional), DATA._replace(classes=(0, 1, 2) if conditional else ())
+    old = data._asdict()
+    del old["classes"]
+    run = {
+        "format": 3,
+        "config": to_json(config) | {"kl": "analytic"},
+        "data": old | {"num_classes": 3},
+        "versions": {},
+    }
+    (tmp_path / "run.json").write_text(json.dumps({**run, "sha256": digests.of_json(run)}))
+    assert runs.read_run(tmp_path) == (config, data)
+    begin(tmp_path, config, data)
 
 
 def test_data_may_move(tmp_path):
@@ -242,8 +260,8 @@ def edited_part(part, **changes):
         ),
         (lambda text: text.replace('"beta"', '"betb"'), "is damaged (ValueError: it differs from its digest)"),
         (lambda text: text.replace('"sha256"', '"sha257"'), "is damaged (KeyError: 'sha256'"),
-        (edited(format=1), "has format 1; this version reads 3. Train again, with --restart"),
-        (edited(format=runs.FORMAT + 1), "has format 4; this version reads 3. Update vae_jax"),
+        (edited(format=1), "has format 1; this version reads 4. Train again, with --restart"),
+        (edited(format=runs.FORMAT + 1), "has format 5; this version reads 4. Update vae_jax"),
         (edited(format="one"), "is damaged (TypeError"),
         (edited(config=None), "is damaged"),
         (edited(data={"shape": [5]}), "is damaged (TypeError"),

@@ -109,7 +109,7 @@ def test_run_directory_describes_itself(digits_run):
     dataset, found = datasets.load("digits"), os.environ.get("TFDS_DATA_DIR")
     assert run["data"] == {
         "shape": [8, 8, 1],
-        "num_classes": 10,
+        "classes": [],
         "range": [0, 1],
         "num_train": 1500,
         "num_validation": 0,

@@ -26,13 +26,20 @@ def parse(argv: list[str]) -> Namespace:
         return sub
 
     def data_flags(sub: console.Parser) -> None:
-        sub.add_argument("--data", metavar="NAME", help="data set or file; by default the one it was trained on")
+        sub.add_argument(
+            "--data",
+            metavar="NAME",
+            help=(
+                "data set, file or folder; by default the one it was trained on. A file or folder without splits "
+                "of its own is taken whole, in its order"
+            ),
+        )
         sub.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
-        sub.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(%(default)s)")
+        sub.add_argument("--split", choices=("train", "validation", "test"), help="by default test")
 
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
     sub.add_argument("--num", type=console.positive, default=64, help="(%(default)s)")
-    sub.add_argument("--label", type=console.natural, help="class, for a conditional VAE; by default all in turn")
+    sub.add_argument("--label", type=console.natural, help="label, for a conditional VAE; by default all in turn")
 
     for name, text, num in (
         ("reconstruct", "Pictures of inputs and, under each one, its reconstruction.", 48),
@@ -50,11 +57,10 @@ def parse(argv: list[str]) -> Namespace:
     sub.add_argument("--num", type=console.positive, default=20, help="points a side (%(default)s)")
     sub.add_argument("--extent", type=console.extent, default=2.0, help="covers [-EXTENT, EXTENT]^2 (%(default)s)")
     sub.add_argument("--gaussian", action="store_true", help="place the points at the quantiles of N(0, 1) instead")
-    sub.add_argument("--label", type=console.natural, help="class, for a conditional VAE; by default 0")
+    sub.add_argument("--label", type=console.natural, help="label, for a conditional VAE; by default the first")
 
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
     data_flags(sub)
-    sub.epilog = "Of your own data without splits every example is encoded, in its order, whatever --split."
 
     command("export", "One zip that runs without this package: sampler, encoder, decoder and their weights.", "vae.zip")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vae_jax import arrays, devices, digests, metrics, models
+from vae_jax import arrays, devices, digests, inputs, metrics, models
 from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
@@ -158,8 +158,8 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     found = differences(source.config, config, models.MODEL_FIELDS)
     if source.data.shape != data.shape:
         found["the shape of an example"] = source.data.shape, data.shape
-    elif config.conditional and source.data.num_classes != data.num_classes:
-        found["the number of classes"] = source.data.num_classes, data.num_classes
+    elif source.data.classes != data.classes:
+        found["the classes"] = inputs.show_classes(source.data.classes), inputs.show_classes(data.classes)
     if found:
         listed = ", ".join(f"{name} (there {a!r}, here {b!r})" for name, (a, b) in found.items())
         raise UserError(f"init_from is {config.init_from}, a run of another model: {listed}. Set the same here.")

@@ -34,9 +34,9 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their ow
 
 
 def sample(options: Namespace) -> str:
-    config, data, vae, params, _ = restored = _load(options)
+    _, data, vae, params, _ = restored = _load(options)
     _of_label(restored, options.label, 1)  # refuses a wrong label
-    num, classes = options.num, data.num_classes if config.conditional else 0
+    num, classes = options.num, data.num_classes
     size = min(num, generate.chunk_size(params, vae, classes))
 
     @jax.jit
@@ -127,9 +127,14 @@ def manifold(options: Namespace) -> str:
 
 def encode(options: Namespace) -> str:
     restored = _load(options)
-    whole = options.data and datasets.load_whole(options.data)
-    dataset = datasets.Dataset(options.data, whole, None, whole) if whole else None
-    examples, label = _examples(options, restored, dataset=dataset)
+    examples, label = _examples(options, restored)
+    if not options.data:
+        data = restored.data
+        console.say(
+            f"{restored.config.dataset}: the {options.split} split, {len(examples.x)} of "
+            f"{data.num_train + data.num_validation + data.num_test} examples. --split takes another one, --data=FILE "
+            "every row of a file, in its order."
+        )
 
     @jax.jit
     def batch(params, examples: Examples):
@@ -231,36 +236,62 @@ def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint)
 
 
-def _examples(
-    options: Namespace, restored: Restored, limit: int | None = None, dataset: datasets.Dataset | None = None
-) -> tuple[Examples, np.ndarray | None]:
-    """The first `limit` examples of the split that the flags name, as the model sees them, and their labels."""
+def _examples(options: Namespace, restored: Restored, limit: int | None = None) -> tuple[Examples, np.ndarray | None]:
+    """The first `limit` examples that the flags name, as the model sees them, and their labels.
+
+    --data without splits of its own is taken whole, in its order: `options.split` becomes 'all'.
+    """
     config, data = restored.config, restored.data
-    dataset = dataset or datasets.load(
-        options.data or config.dataset,
-        data_dir=options.data_dir or _known_dir(data, config.dataset),
-        classes=() if options.data else config.classes,
-        validation_size=0 if options.data else config.validation_size,
-        stream=config.stream and not options.data,
-    )
+    whole = datasets.load_whole(options.data) if options.data else None
+    if whole and options.split:
+        raise UserError(
+            f"--split is {options.split}, but {options.data} has no splits of its own: all of its examples are taken, "
+            "in their order. Leave --split out."
+        )
+    options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
+    dataset = datasets.Dataset(options.data, whole, None, whole) if whole else _dataset(options, restored)
     shape = dataset.train.x.shape[1:]
     if shape != data.shape:
         raise UserError(
             f"{dataset.name} has examples of shape {shape}; the VAE was trained on {data.shape}. Give such data."
         )
+    found = inputs.value_range(dataset)
+    try:
+        models.check_range(config, found)
+    except UserError:
+        raise UserError(
+            f"{dataset.name} lies in [{found[0]:g}, {found[1]:g}]; the VAE was trained on data in "
+            f"[{data.range[0]:g}, {data.range[1]:g}]. Give data on that scale."
+        ) from None
+    examples = inputs.evaluation_examples(dataset, split, config, data.classes)
+    label = getattr(dataset, split).label
+    if config.conditional and label is None:
+        known = inputs.show_classes(data.classes)
+        raise UserError(f"The VAE is conditional on {known}, and {dataset.name} has no labels. Give data with labels.")
+    if config.classes and label is not None and not set(np.unique(label).tolist()) <= set(config.classes):
+        trained = ", ".join(map(str, config.classes))
+        console.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
+    return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
+
+
+def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
+    """The data that --data names, or that the run was trained on."""
+    config, data, name = restored.config, restored.data, options.data or restored.config.dataset
+    if not options.data and name not in datasets.NAMES and not Path(name).exists():
+        raise UserError(f"{name}, which the VAE was trained on, is not there. Give its new place with --data.")
+    dataset = datasets.load(
+        name,
+        data_dir=options.data_dir or _known_dir(data, config.dataset),
+        classes=() if options.data else config.classes,
+        validation_size=0 if options.data else config.validation_size,
+        stream=config.stream and not options.data,
+    )
     if not options.data and dataset.fingerprint != data.fingerprint:
         raise UserError(
             f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
             f"{data.fingerprint}). Give the data with --data to use it all the same."
         )
-    models.check_range(config, inputs.value_range(dataset))
-    examples = inputs.evaluation_examples(dataset, options.split, config)
-    if config.conditional and (examples.context is None or examples.context.shape[-1] != data.num_classes):
-        raise UserError(
-            f"The VAE is conditional on {data.num_classes} classes; {dataset.name} has others or none. Give such data."
-        )
-    label = getattr(dataset, options.split).label
-    return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
+    return dataset
 
 
 def _known_dir(data: DataInfo, name: str) -> str | None:
@@ -274,11 +305,11 @@ def _of_label(restored: Restored, label: int | None, num: int, start: Any = 0) -
         if label is not None:
             raise UserError("--label needs a conditional VAE; this one was trained with conditional=False.")
         return restored.vae
-    classes = restored.data.num_classes
-    if label is not None and label >= classes:
-        raise UserError(f"--label is {label}; the VAE knows the classes 0 to {classes - 1}. Choose one of them.")
-    labels = (start + jnp.arange(num)) % classes if label is None else jnp.full(num, label)
-    return condition(restored.vae, jax.nn.one_hot(labels, classes))
+    classes, number = restored.data.classes, restored.data.num_classes
+    if label is not None and label not in classes:
+        raise UserError(f"--label is {label}; the VAE knows {inputs.show_classes(classes)}. Choose one of them.")
+    index = (start + jnp.arange(num)) % number if label is None else jnp.full(num, classes.index(label))
+    return condition(restored.vae, jax.nn.one_hot(index, number, dtype=jnp.float32))
 
 
 def _check_pixels(num: int, shape: tuple[int, ...], instead: str) -> None:

@@ -18,6 +18,7 @@ from vae_jax import generate
 from vae_jax.checkpoints import Restored
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
+from vae_jax.inputs import show_classes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -48,13 +49,14 @@ def functions(restored: Restored) -> dict[str, Exported]:
     """The three functions of a trained VAE, each of `named` weights, for any number of examples on `PLATFORMS`.
 
     sample(weights, key, label), encode(weights, x, label) and decode(weights, z, label) give what the commands of
-    these names write, and E[x | z]. label: [N], int32; of a VAE without classes only its length matters.
+    these names write, and E[x | z]. label: [N], int32, the places of labels among the classes; of a VAE without classes
+    only its length matters.
     """
-    config, data, vae, params, _ = restored
+    _, data, vae, params, _ = restored
     names, structure, latent = list(named(params)), jax.tree.structure(params), _latent(restored)
 
     def unpack(weights: dict[str, Array], label: Array) -> tuple[Any, VAE]:
-        context = jax.nn.one_hot(label, data.num_classes) if config.conditional else None
+        context = jax.nn.one_hot(label, data.num_classes, dtype="float32") if data.classes else None
         return jax.tree.unflatten(structure, [weights[name] for name in names]), condition(vae, context)
 
     def sample(weights: dict[str, Array], key: Array, label: Array) -> dict[str, Array]:
@@ -116,13 +118,12 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 def _description(restored: Restored) -> dict[str, Any]:
     config, data, vae, params, step = restored
-    num_classes = data.num_classes if config.conditional else 0
     return {
         "config": to_json(config),
         "shape": data.shape,
         "range": data.range,
-        "num_classes": num_classes,
-        "chunk_size": generate.chunk_size(params, vae, num_classes),
+        "classes": data.classes,
+        "chunk_size": generate.chunk_size(params, vae, data.num_classes),
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
         "fingerprint": data.fingerprint,
         "step": step,
@@ -131,13 +132,13 @@ def _description(restored: Restored) -> dict[str, Any]:
 
 
 def _readme(description: dict[str, Any]) -> str:
-    latent, classes = description["latent"], description["num_classes"]
+    latent, classes = description["latent"], description["classes"]
     return _beside("exported.md").format(
         **description,
         settings="\n".join(f"- {name}: {value}" for name, value in description["config"].items()),
         size=sum(latent.values()),
         x=", ".join(map(str, description["shape"])),
         parts=" and then ".join(f"the {size} of {name}" for name, size in latent.items()),
-        labels=f"\n- label: one of {classes} classes, counted from 0, or [N] of them" if classes else "",
-        argument=", label=0" if classes else "",
+        labels=f"\n- label: one of {show_classes(classes)}, or [N] of them" if classes else "",
+        argument=f", label={classes[0]}" if classes else "",
     )

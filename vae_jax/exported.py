@@ -16,10 +16,10 @@ from jax import export
 def sample(key, num, label=None):
     """z ~ p(z), mean = E[x | z] and x ~ p(x | z), [num, ...] each. key: a JAX key or a seed.
 
-    label: a class or [num] of them, where the VAE knows classes; by default all in turn.
+    label: a label of the data or [num] of them, where the VAE knows classes; by default all of them in turn.
     """
     key = key if isinstance(key, jax.Array) else jax.random.key(key)
-    label = np.arange(num) % _num_classes() if label is None and _num_classes() else label
+    label = np.resize(_classes(), num) if label is None and _classes() else label
     labels, size = _labels(label, num), _config()["chunk_size"]
     if num <= size:
         return _function("sample")(_weights(), key, labels)
@@ -43,13 +43,14 @@ def decode(z, label=None):
 
 
 def _labels(label, num):
-    classes = _num_classes()
+    """The places of labels among the classes."""
+    classes = _classes()
     if label is None and not classes:
         return np.zeros(num, np.int32)  # only their number matters
-    labels = np.broadcast_to(np.asarray(-1 if label is None else label, np.int32), (num,))
-    if not np.all((labels >= 0) & (labels < classes)):
-        raise ValueError(f"label is {label}; expected {f'classes 0 to {classes - 1}' if classes else 'none'}.")
-    return labels
+    labels = np.broadcast_to(np.asarray(-1 if label is None else label), (num,))
+    if not np.isin(labels, classes).all():
+        raise ValueError(f"label is {label}; expected {f'one of {str(classes)[1:-1]}' if classes else 'none'}.")
+    return np.searchsorted(classes, labels).astype(np.int32)
 
 
 @cache
@@ -67,8 +68,8 @@ def _config():
     return json.loads(_read("config.json"))
 
 
-def _num_classes():
-    return _config()["num_classes"]
+def _classes():
+    return _config()["classes"]
 
 
 def _read(name):

@@ -14,6 +14,7 @@ from vae_jax import datasets
 from vae_jax.config import Config
 from vae_jax.datasets import Dataset, Split
 from vae_jax.errors import UserError
+from vae_jax.files import check_memory
 from vae_jax.streaming import Stream
 
 BINARIZATION_SEED = 0  # of the binarised validation and test splits, which every run shares
@@ -24,13 +25,17 @@ class DataInfo(NamedTuple):
     """What a model needs to know of its data."""
 
     shape: tuple[int, ...]  # of an example
-    num_classes: int  # 0 without labels
+    classes: tuple[int, ...]  # the labels that a conditional VAE knows, in rising order; () for another VAE
     range: tuple[float, float]  # of its values, as the model sees them
     num_train: int
     num_validation: int
     num_test: int
     fingerprint: str
     data_dir: str | None  # where it was found
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
 
 class Examples(NamedTuple):
@@ -72,15 +77,16 @@ def load(config: Config, data_dir: str | None) -> Inputs:
         stream=config.stream,
     )
     split = "validation" if dataset.validation else "test"
-    held_out, label = evaluation_examples(dataset, split, config), getattr(dataset, split).label
-    return Inputs(describe(dataset, data_dir), training_examples(dataset, config), split, held_out, label)
+    data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
+    held_out = evaluation_examples(dataset, split, config, data.classes)
+    return Inputs(data, training_examples(dataset, config, data.classes), split, held_out, label)
 
 
-def describe(dataset: Dataset, data_dir: str | None) -> DataInfo:
+def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo:
     x, validation = dataset.train.x, dataset.validation
     return DataInfo(
         x.shape[1:],
-        num_classes(dataset),
+        classes_of(dataset) if config.conditional else (),
         value_range(dataset),
         dataset.num_train,
         0 if validation is None else len(validation.x),
@@ -98,31 +104,33 @@ def value_range(dataset: Dataset) -> tuple[float, float]:
     return min(low for low, _ in ranges) / scale, max(high for _, high in ranges) / scale
 
 
-def num_classes(dataset: Dataset) -> int:
-    """One more than the largest label; 0 without labels."""
-    labels = [split.label for split in (dataset.train, dataset.test)]
-    return max((int(label.max()) + 1 for label in labels if label is not None), default=0)
+def classes_of(dataset: Dataset) -> tuple[int, ...]:
+    """The labels that occur in any split, in rising order; () without labels."""
+    splits = (dataset.train, dataset.validation, dataset.test)
+    labels = [split.label for split in splits if split is not None and split.label is not None]
+    return tuple(np.unique(np.concatenate(labels)).tolist()) if labels else ()
 
 
-def training_examples(dataset: Dataset, config: Config) -> Examples | Stream:
+def training_examples(dataset: Dataset, config: Config, classes: tuple[int, ...] = ()) -> Examples | Stream:
     """The training split, as stored: `make_prepare(config)` turns its batches into the model's input."""
     if dataset.stream is not None:
         return dataset.stream
     if config.binarization == "static":
-        return evaluation_examples(dataset, "train", config)
-    return Examples(jax.device_put(dataset.train.x), _context(dataset, dataset.train, config))
+        return evaluation_examples(dataset, "train", config, classes)
+    return Examples(jax.device_put(dataset.train.x), _context(dataset, dataset.train, config, classes))
 
 
-def evaluation_examples(dataset: Dataset, split: str, config: Config) -> Examples:
+def evaluation_examples(dataset: Dataset, split: str, config: Config, classes: tuple[int, ...] = ()) -> Examples:
     """A split as the model sees it, float32: binarised once by a fixed seed if the config binarises at all.
 
-    Of the training split of a stream, the examples that are in memory. UserError if the data set has no such split.
+    Of the training split of a stream, the examples that are in memory. classes: those of the `DataInfo`, for the
+    context of a conditional VAE. UserError if the data set has no such split, or labels of other classes.
     """
     part = getattr(dataset, split) if split in SPLITS else None
     if part is None:
         known = [name for name in SPLITS if getattr(dataset, name) is not None]
         raise UserError(f"{dataset.name} has no split {split!r}. Choose one of: {', '.join(known)}.")
-    return Examples(prepare_fixed(part.x, split, config), _context(dataset, part, config))
+    return Examples(prepare_fixed(part.x, split, config), _context(dataset, part, config, classes))
 
 
 def prepare_fixed(x: np.ndarray, split: str, config: Config) -> Array:
@@ -157,7 +165,27 @@ def binarize(key: Array, x: Array) -> Array:
     return (jax.random.uniform(key, x.shape, x.dtype) < x).astype(x.dtype)
 
 
-def _context(dataset: Dataset, split: Split, config: Config) -> Array | None:
+def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int, ...]) -> Array | None:
     if not config.conditional or split.label is None:
         return None
-    return jax.nn.one_hot(jax.device_put(split.label), num_classes(dataset), dtype=jnp.float32)
+    try:
+        check_memory(4 * len(split.label) * len(classes), "the labels of a conditional VAE, one-hot, take")
+    except ValueError as error:
+        raise UserError(
+            f"{dataset.name} has {len(split.label)} examples of {len(classes)} classes: {error}. Give fewer classes, "
+            "or set --config.conditional=false."
+        ) from None
+    if unknown := sorted(set(np.unique(split.label).tolist()) - set(classes)):
+        raise UserError(
+            f"{dataset.name} has the labels {str(unknown)[1:-1][:200]}; the VAE knows {show_classes(classes)}. Give "
+            "examples of these."
+        )
+    index = np.searchsorted(np.array(classes), split.label)
+    return jax.nn.one_hot(jax.device_put(index), len(classes), dtype=jnp.float32)
+
+
+def show_classes(classes: tuple[int, ...]) -> str:
+    """The classes for a person."""
+    if len(classes) > 1 and classes == tuple(range(classes[0], classes[-1] + 1)):
+        return f"the classes {classes[0]} to {classes[-1]}"
+    return f"the classes {str(list(classes))[1:-1][:200]}"

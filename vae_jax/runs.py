@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from math import isfinite, prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vae_jax import digests
 from vae_jax.config import MAX_WHOLE, Config, differences, from_json, to_json
@@ -24,7 +24,7 @@ from vae_jax.errors import UserError
 from vae_jax.files import leaves
 from vae_jax.inputs import DataInfo
 
-FORMAT = 3
+FORMAT = 4
 MAX_RUN_BYTES = 1 << 20  # of run.json, which has a few thousand
 MAX_VALUES = 2**28  # of an example: a picture of 9,000 x 9,000 pixels in colour
 
@@ -73,19 +73,29 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
         run = json.loads(path.read_text("utf-8"))
         if run["format"] > FORMAT:
             raise UserError(f"{path} has format {run['format']}; this version reads {FORMAT}. Update vae_jax.")
-        if run["format"] < FORMAT:
+        if run["format"] < FORMAT - 1:
             raise UserError(
                 f"{path} has format {run['format']}; this version reads {FORMAT}. Train again, with --restart, or use "
                 "the version that wrote it."
             )
         if run.pop("sha256") != digests.of_json(run):
             raise ValueError("it differs from its digest")
+        if run["format"] < FORMAT:
+            _upgrade(run)
         return from_json(run["config"]), _checked(DataInfo(**run["data"]))
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{path} is damaged ({reason}). Train again, with --restart or in another directory.") from None
+
+
+def _upgrade(run: dict[str, Any]) -> None:
+    """What format 3 said, in the words of this one."""
+    number = run["data"].pop("num_classes")
+    run["data"]["classes"] = list(range(number)) if run["config"]["conditional"] else []
+    if run["config"]["kl"] == "analytic":  # where there is a closed form
+        run["config"]["kl"] = "auto"
 
 
 def move_aside(run_dir: Path) -> Path:
@@ -136,12 +146,15 @@ def _checked(data: DataInfo) -> DataInfo:
         raise ValueError(f"examples of shape {shape}; expected at most {MAX_VALUES} values")
     if not (isfinite(low) and isfinite(high)):
         raise ValueError(f"data from {low} to {high}; expected finite numbers")
-    for name in ("num_classes", "num_train", "num_validation", "num_test"):
+    classes = tuple(operator.index(label) for label in data.classes)
+    if list(classes) != sorted(set(classes)):
+        raise ValueError(f"the classes {str(classes)[:200]}; expected different whole numbers in rising order")
+    for name in ("num_train", "num_validation", "num_test"):
         if not 0 <= operator.index(getattr(data, name)) <= MAX_WHOLE:
             raise ValueError(f"{name} is {getattr(data, name)}; expected at least 0")
     if not (isinstance(data.fingerprint, str) and isinstance(data.data_dir, str | None)):
         raise TypeError("fingerprint and data_dir are no text")
-    return data._replace(shape=shape, range=(low, high))
+    return data._replace(shape=shape, classes=classes, range=(low, high))
 
 
 def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:

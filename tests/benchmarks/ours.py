@@ -136,7 +136,7 @@ def _config(fields: dict[str, Any]) -> Config:
 
 
 def _info(num_examples: int, side: int) -> inputs.DataInfo:
-    return inputs.DataInfo((side, side, 1), 10, (0.0, 1.0), num_examples, 0, 10_000, "", None)
+    return inputs.DataInfo((side, side, 1), tuple(range(10)), (0.0, 1.0), num_examples, 0, 10_000, "", None)
 
 
 def _parts(config: Config, num_examples: int, side: int) -> tuple[update.Update, Callable[..., Any], Any]:
