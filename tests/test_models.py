@@ -148,7 +148,7 @@ def test_the_decoder_starts_at_the_mean_of_the_data(case, likelihood):
     expected = getattr(likelihoods, likelihood)(shape)
     at_zero = vae.decode(start(vae, shape), jnp.zeros((1, LATENTS))).mean[0]
     np.testing.assert_allclose(
-        at_zero, expected.build(expected.init(), expected.output_bias(mean)).mean, rtol=1e-4, atol=1e-6
+        at_zero, expected.build(expected.init(data(shape)), expected.output_bias(mean)).mean, rtol=1e-4, atol=1e-6
     )
 
 

@@ -150,7 +150,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, console.bar)
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
-    if models.likelihood_of(config, data.shape).discrete:
+    if models.likelihood_of(config, data.shape).num_levels is not None:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
         information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
@@ -204,6 +204,7 @@ def _examples(
             f"{data.fingerprint}). Give the data with --data to use it all the same."
         )
     models.check_range(config, inputs.value_range(dataset))
+    inputs.check_levels(dataset, config)
     examples = inputs.evaluation_examples(dataset, options.split, config)
     if config.conditional and (examples.context is None or examples.context.shape[-1] != data.num_classes):
         raise UserError(

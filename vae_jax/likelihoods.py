@@ -19,9 +19,9 @@ class Likelihood(NamedTuple):
     num_outputs: int  # numbers an element of x that the decoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
     output_bias: Callable[[Array], Array]  # data mean [*shape] -> the outputs [*shape, num_outputs] whose mean it is
-    init: Callable[[], Params] = dict  # parameters beyond the decoder's
+    init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
     support: tuple[float, float] | None = None  # where x must lie, None for anywhere
-    discrete: bool = False  # x is a whole number of bits, so that bits/dim means something
+    num_levels: int | None = None  # of evenly spaced values of [0, 1], of which x must be; None for any value
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:
@@ -49,13 +49,19 @@ def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
 
 
 def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
-    """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202)."""
+    """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202).
+
+    It begins at the spread of the data: the root of the variance per element, averaged over the elements.
+    """
+
+    def init(x: Array) -> Params:
+        return {"log_var": _unbounded(jnp.log(jnp.mean(jnp.var(x, 0))))}
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
         mean = outputs[..., 0]
         return DiagonalGaussian(mean, jnp.broadcast_to(_bounded(params["log_var"]), mean.shape), len(shape))
 
-    return Likelihood(1, build, lambda mean: mean[..., None], lambda: {"log_var": jnp.zeros(())})
+    return Likelihood(1, build, lambda mean: mean[..., None], init)
 
 
 def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
@@ -93,7 +99,7 @@ def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
         location = _solve(lambda at: DiscretizedLogistic(at, spread).mean, mean, mean)
         return jnp.stack([location, jnp.zeros_like(mean)], -1)
 
-    return Likelihood(2, build, output_bias, support=(0.0, 1.0), discrete=True)
+    return Likelihood(2, build, output_bias, support=(0.0, 1.0), num_levels=256)
 
 
 def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
@@ -114,7 +120,7 @@ def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
         lambda params, outputs: Categorical(outputs, len(shape)),
         output_bias,
         support=(0.0, 1.0),
-        discrete=True,
+        num_levels=num_levels,
     )
 
 
@@ -221,3 +227,8 @@ def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> A
 
 def _bounded(log_var: Array) -> Array:
     return MAX_LOG_VAR * jnp.tanh(log_var / MAX_LOG_VAR)
+
+
+def _unbounded(log_var: Array) -> Array:
+    """Where `_bounded` gives `log_var`, or the nearest to it that still gets a gradient."""
+    return MAX_LOG_VAR * jnp.arctanh(jnp.clip(log_var / MAX_LOG_VAR, -0.95, 0.95))

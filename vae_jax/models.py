@@ -25,7 +25,8 @@ MODEL_FIELDS = (
 def build(config: Config, data: DataInfo) -> VAE:
     """The VAE that `config` names for such data. UserError if they do not fit, or it would not fit into memory.
 
-    `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias.
+    `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias, and their
+    spread the sigma of `gaussian_scalar`.
     """
     vae = _build(config, data)
     try:
@@ -121,7 +122,7 @@ def _join(parts: _Parts, output_bias: bool = False) -> VAE:
             "encoder": encoder.init(keys[0], x[:1], context),
             "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim)), context),
             "posterior": posterior.init(keys[2]),
-            "likelihood": likelihood.init(),
+            "likelihood": likelihood.init(x),
             "prior": prior.init(keys[3], x),
         }
         if output_bias:
