@@ -66,8 +66,8 @@ def random_outputs(likelihood, *shape):
     return np.random.default_rng(0).normal(0.5, 0.3, size=(*shape, likelihood.num_outputs)).astype(np.float32)
 
 
-def bias_and_its_mean(likelihood, params, mean):
-    outputs = likelihood.output_bias(mean)
+def bias_and_its_mean(likelihood, params, x):
+    outputs = likelihood.output_bias(likelihood.average(x))
     return outputs, likelihood.build(params, outputs).mean
 
 
@@ -130,16 +130,27 @@ def test_densities_integrate_to_one(name):
 @every
 def test_the_output_bias_gives_the_mean_of_the_data(name):
     likelihood, params = make(name, shape := (4, 5, 1))
-    mean = np.random.default_rng(0).uniform(0.05, 0.95, shape).astype(np.float32)
-    outputs, model_mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, mean)
+    x = np.random.default_rng(0).beta(1, 2, (300, *shape))
+    x = np.round(4 * x).astype(np.float32) / 4
+    outputs, model_mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, x)
     assert outputs.shape == (*shape, likelihood.num_outputs)
-    np.testing.assert_allclose(model_mean, mean, rtol=1e-4)
+    seen = np.concatenate([x, np.linspace(0, 1, 5).repeat(20).reshape(5, *shape)]) if name == "categorical" else x
+    np.testing.assert_allclose(model_mean, seen.mean(0), rtol=1e-4)
+
+
+def test_the_output_bias_of_levels_is_how_often_each_occurs():
+    x = np.random.default_rng(0).integers(0, 4, (50, 2, 3)) * np.array([[1], [0]])
+    likelihood = likelihoods.categorical((2, 3), num_levels=5)
+    outputs = jax.jit(lambda x: likelihood.output_bias(likelihood.average(x)))(jnp.asarray(x / 4, jnp.float32))
+    count = np.stack([np.sum(x == level, 0) for level in range(5)], -1)
+    np.testing.assert_allclose(outputs, np.log((count + 1) / 55), rtol=1e-5)
 
 
 @every
 def test_the_output_bias_is_finite_where_every_example_is_0_or_1(name):
     likelihood, params = make(name, (2,))
-    _, mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, jnp.array([0.0, 1.0]))
+    x = jnp.broadcast_to(jnp.array([0.0, 1.0]), (50, 2))
+    _, mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, x)
     assert 0 <= mean[0] < 0.2 and 0.8 < mean[1] <= 1
 
 

@@ -127,7 +127,7 @@ def _join(parts: _Parts, output_bias: bool = False) -> VAE:
         }
         if output_bias:
             output = params["decoder"]["output"]
-            output["bias"] = _output_bias(likelihood, jnp.mean(x, 0), output["bias"].size)
+            output["bias"] = _output_bias(likelihood, likelihood.average(x), output["bias"].size)
         return params
 
     def encode(params: Params, x: Array, context: Array | None = None):
@@ -183,9 +183,9 @@ def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelih
     return make(likelihoods, "Likelihood", config.likelihood, shape, **config.likelihood_options)
 
 
-def _output_bias(likelihood: likelihoods.Likelihood, mean: Array, size: int) -> Array:
-    """The bias of the last layer: one an element of x, or, where a convolution has another `size`, of each channel."""
-    bias = likelihood.output_bias(mean)
+def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) -> Array:
+    """The bias of the last layer: one per element of x, or, where a convolution has another `size`, of each channel."""
+    bias = likelihood.output_bias(average)
     if bias.size != size:
-        bias = likelihood.output_bias(jnp.mean(mean, (0, 1)))
+        bias = likelihood.output_bias(jnp.mean(average, (0, 1)))
     return jnp.tile(bias.reshape(-1), size // bias.size)
