@@ -1,7 +1,6 @@
 """Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
 
 import json
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
     else:
         train = update.make_train(one_step, config.batch_size, mesh)
         train = jax.jit(train, donate_argnums=0, out_shardings=everywhere)
-    evaluate_held_out = evaluate.make_evaluate_objective(vae, objective)
+    evaluate_held_out = evaluate.make_evaluate_objective(vae, objectives.build_evaluation(config))
     init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
     state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
@@ -100,7 +99,8 @@ def main(argv: list[str]) -> None:
             values, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
             at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             trained = {**at, "split": "train", **metrics.averages(totals, config.batch_size)}
-            record = {**at, "split": split, **metrics.means(values), "active_units": evaluate.active_units(mean)}
+            values = objectives.split_loss(config, values)
+            record = {**at, "split": split, **values, "active_units": evaluate.active_units(mean)}
             totals = {}
             if not is_first:
                 continue
@@ -133,4 +133,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    console.script(main)

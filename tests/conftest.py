@@ -10,8 +10,11 @@ import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Nearly all the time of the tests is compilation. What is measured in time is measured in tests/benchmarks.
+# Nearly all the time of the tests is compilation, so what is compiled is kept for all workers and for the next run.
+# What is measured in time is measured in tests/benchmarks.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/vae_jax-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import numpy as np
@@ -56,13 +59,10 @@ def train_flags(run_dir, *flags, **fields):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_caches(tmp_path_factory):
-    """The tests read and write no file that a user keeps; compiled programs are shared within the session."""
-    from jax.experimental.compilation_cache import compilation_cache
-
+    """The tests read and write no file that a user keeps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("PYTHONPATH", str(ROOT))
-        compilation_cache.reset_cache()
         yield
 
 

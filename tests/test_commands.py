@@ -10,7 +10,8 @@ import pytest
 from conftest import contents
 from PIL import Image
 
-from vae_jax import checkpoints, datasets, inputs
+from vae_jax import checkpoints, commands, datasets, inputs
+from vae_jax import evaluate as evaluate_module
 from vae_jax.errors import UserError
 
 EVALUATION = {
@@ -20,11 +21,14 @@ EVALUATION = {
     "nll_se",
     "nll_weights_se",
     "effective_sample_size",
+    "share_ess_below_10",
+    "share_pareto_k_above_0.7",
     "log_likelihood",
     "kl",
     "kl_by_dimension",
     "mutual_information",
     "mutual_information_se",
+    "mutual_information_bound",
     "kl_aggregate",
     "active_units",
     "num_samples",
@@ -35,6 +39,8 @@ EVALUATION = {
     "binarization_seed",
     "step",
     "seed",
+    "checkpoint",
+    "selected_on",
 }
 
 
@@ -277,7 +283,7 @@ def test_evaluation_is_one_json_object(evaluation):
 
 def test_evaluation_takes_the_latent_apart(evaluation):
     assert sum(evaluation["kl_by_dimension"]) == pytest.approx(evaluation["kl"], rel=1e-5)
-    assert 0 < evaluation["mutual_information"] < np.log(297)
+    assert 0 < evaluation["mutual_information"] < evaluation["mutual_information_bound"] == np.log(297)
     parts = evaluation["mutual_information"] + evaluation["kl_aggregate"]
     assert parts == pytest.approx(evaluation["kl"], rel=1e-5) and evaluation["kl_aggregate"] > 0
 
@@ -300,10 +306,44 @@ def test_annealed_importance_sampling_agrees_and_every_example_is_written(vae, d
     assert (result["ais_chains"], result["ais_steps"]) == (16, 100)
     with np.load(out) as each:
         assert {name: a.shape for name, a in each.items()} == {
-            **dict.fromkeys(("log_likelihood", "kl", "log_px", "effective_sample_size", "log_px_ais"), (20,)),
+            **dict.fromkeys(
+                ("log_likelihood", "kl", "log_px", "effective_sample_size", "pareto_k", "log_px_ais"), (20,)
+            ),
             **dict.fromkeys(("mean", "kl_by_dimension"), (20, 2)),
         }
         assert -each["log_px"].mean() == pytest.approx(result["nll"], rel=1e-5)
+
+
+def test_the_bound_of_the_mutual_information_hides_what_is_left_of_the_kl(vae, digits_run):
+    """Of two examples no more than log 2 nats can be measured: the KL less that is not KL(q(z) || p(z))."""
+    few = strict_json(vae("evaluate", digits_run, "--num_samples=1", "--limit=2"))
+    assert few["mutual_information_bound"] == pytest.approx(np.log(2))
+    assert "kl_aggregate" not in few
+
+
+def test_the_best_checkpoint_says_on_which_split_it_was_chosen(vae, digits_run, conditional_run):
+    flags = "--num_samples=1", "--limit=10", "--checkpoint=best"
+    for run, split in ((digits_run, "test"), (conditional_run, "validation")):
+        result = strict_json(vae("evaluate", run, *flags))
+        assert (result["checkpoint"], result["selected_on"]) == ("best", split)
+    assert strict_json(vae("evaluate", digits_run, *flags[:2]))["selected_on"] is None
+
+
+def test_heavy_tails_of_the_importance_weights_are_named_with_what_checks_them(vae, digits_run, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "HEAVY_TAIL", -9)
+    monkeypatch.setattr(evaluate_module, "HEAVY_TAIL", -9)
+    vae("evaluate", digits_run, "--num_samples=25", "--limit=10")
+    assert "heavy tail (Pareto k above -9): their NLL is a loose bound" in capsys.readouterr().err
+
+
+def test_figures_that_are_not_finite_are_counted_and_null(vae, vectors_run, tmp_path, capsys):
+    far = np.zeros((10, 6), np.float32)
+    far[:3] = 3e38
+    np.savez(tmp_path / "far.npz", x_train=far, x_test=far)
+    result = strict_json(vae("evaluate", vectors_run, "--data", tmp_path / "far.npz", "--num_samples=25"))
+    assert result["nll"] is None and result["num_examples"] == 10
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "figures of 3 of the 10 examples are not finite" in line
 
 
 def test_evaluation_in_bfloat16_is_nearly_that_in_float32(vae, digits_run):

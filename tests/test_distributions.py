@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as numpyro
 import pytest
-from helpers import assert_within_errors, lenient
+from helpers import assert_within_errors, lenient, standard_normal
 from scipy import special, stats
 
 from vae_jax import distributions, likelihoods
@@ -22,6 +22,7 @@ from vae_jax.distributions import (
     bernoulli_log_prob,
     full_gaussian_log_prob,
     gaussian_log_prob,
+    kl_analytic,
     kl_diagonal_gaussians,
     kl_divergence,
     kl_gaussians,
@@ -192,6 +193,29 @@ def test_kl_sums_the_event_axes(rng, event_ndim):
     expected = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var)
     axes = tuple(range(3 - event_ndim, 3))
     np.testing.assert_allclose(kl_divergence(q, p, q.mean), expected.sum(axes), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", (1, 4))
+def test_the_kl_of_collapsed_dimensions_keeps_its_digits(rng, dim):
+    """Against float64: exp(r) - 1 - r in float32 has none left."""
+    log_var = np.float32(rng.uniform(-1, 1, (6, dim)) * 10.0 ** -np.arange(1, 7)[:, None] / 2)
+    mean, zero = np.zeros((6, dim), np.float32), np.zeros((6, dim), np.float32)
+    r = np.float64(log_var)
+    expected = 0.5 * np.sum(r**2 / 2 + r**3 / 6 + r**4 / 24, -1)
+    q, p = DiagonalGaussian(mean, log_var), DiagonalGaussian(zero, zero)
+    full_q, full_p = FullGaussian(mean, q.scale_tril), FullGaussian(zero, p.scale_tril)
+    for got in (kl_divergence(q, p, None), kl_standard_normal(mean, log_var), kl_divergence(full_q, full_p, None)):
+        assert np.all(got >= 0)
+        np.testing.assert_allclose(got, expected, rtol=2e-2, atol=1e-10)
+
+
+def test_a_closed_form_is_asked_for_or_refused(rng):
+    q, p = DiagonalGaussian(normal(rng, 3, 4), normal(rng, 3, 4)), standard_normal(4)
+    np.testing.assert_array_equal(kl_analytic(q, p), kl_divergence(q, p, None))
+    with pytest.raises(ValueError, match=r"The KL of DiagonalGaussian and Delta has no closed form here\. Set kl="):
+        kl_analytic(q, Delta(jnp.zeros(4)))
+    with pytest.raises(ValueError, match=r"q\(z \| x\) has event_ndim 1 and p\(z\) has 0; expected the same"):
+        kl_divergence(q, DiagonalGaussian(jnp.zeros(4), jnp.zeros(4), 0), None)
 
 
 def test_kl_without_a_closed_form_is_estimated(rng):

@@ -11,12 +11,12 @@ import pytest
 from conftest import mostly_slow
 from helpers import assert_within_errors, jit, mlp_vae, pca_data, pca_elbo, pca_log_px, pca_params, pca_vae
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
+from scipy.stats import genpareto, multivariate_normal
 
 from vae_jax import models
 from vae_jax.config import Config
 from vae_jax.core import condition
-from vae_jax.distributions import DiagonalGaussian, kl_monte_carlo
+from vae_jax.distributions import Delta, DiagonalGaussian, FullGaussian, kl_monte_carlo
 from vae_jax.evaluate import (
     Evaluation,
     active_units,
@@ -24,7 +24,9 @@ from vae_jax.evaluate import (
     make_evaluate,
     make_evaluate_objective,
     mutual_information,
+    pareto_k,
     summarize,
+    tail_size,
 )
 from vae_jax.inputs import DataInfo, Examples
 from vae_jax.objectives import negative_elbo
@@ -131,8 +133,9 @@ def test_shapes_and_progress(model, key):
     evaluate = make_evaluate(model.vae, num_samples=2, batch_size=3)
     figures = evaluate(model.params, key, model.examples, progress)
     assert seen == [0, 3, 6]
-    assert [a.shape for a in figures] == [(NUM_EXAMPLES,)] * 4 + [(NUM_EXAMPLES, LATENTS)] * 2
-    assert all(isinstance(a, np.ndarray) for a in figures)
+    *present, pareto_k = figures
+    assert [a.shape for a in present] == [(NUM_EXAMPLES,)] * 4 + [(NUM_EXAMPLES, LATENTS)] * 2
+    assert all(isinstance(a, np.ndarray) for a in present) and pareto_k is None  # of two samples there is no tail
 
 
 def test_every_batch_is_one_compilation(model, key):
@@ -180,6 +183,60 @@ def test_the_standard_error_of_the_weights_is_the_spread_over_seeds():
     assert np.mean([run["nll_weights_se"] for run in runs]) == pytest.approx(spread, rel=0.25)
 
 
+# the tail of the importance weights
+
+
+def test_pareto_k_is_arvizs():
+    """The figures of arviz.psislw (0.19) for these log-weights."""
+    log_w = np.random.default_rng(0).normal(size=(500, 4)) * np.array([0.5, 1, 3, 10])
+    got = pareto_k(jnp.asarray(log_w, jnp.float32), tail_size(500))
+    np.testing.assert_allclose(got, [0.00772197, 0.07325969, 0.98342331, 4.40490899], atol=1e-3)
+
+
+@pytest.mark.parametrize("k", (0.1, 0.5, 0.9, 1.5))
+def test_pareto_k_is_the_shape_of_generalised_pareto_weights(k):
+    w = genpareto(k).rvs(size=(100_000, 8), random_state=np.random.default_rng(0))
+    got = pareto_k(jnp.asarray(np.log(w), jnp.float32), tail_size(100_000))
+    assert np.mean(got) == pytest.approx(k, abs=0.08)
+
+
+def test_pareto_k_of_weights_without_a_tail():
+    assert [tail_size(num) for num in (1, 20, 24, 25, 500, 5000)] == [0, 0, 5, 5, 68, 213]
+    assert pareto_k(jnp.zeros((100, 1)), tail_size(100)) == 0
+    one_heavy = jnp.concatenate([jnp.zeros((1, 1)), jnp.full((99, 1), -200.0)])
+    assert pareto_k(one_heavy, tail_size(100)) == np.inf
+
+
+def test_a_posterior_that_is_too_narrow_shows_in_the_tail_and_not_in_the_standard_error(key):
+    """Its NLL is nats too high, with a standard error over the draws that says nothing of it."""
+    x, params, vae = pca_data(60), pca_params(), pca_vae(exact=True)
+
+    def narrow(params, x):
+        q = vae.encode(params, x)
+        return FullGaussian(q.mean, 0.1 * q.scale_tril)
+
+    sound, wrong = (
+        summarize(make_evaluate(v, num_samples=100)(params, jax.random.clone(key), Examples(jnp.asarray(x), None)), 100)
+        for v in (vae, vae._replace(encode=narrow))
+    )
+    assert sound["share_pareto_k_above_0.7"] == sound["share_ess_below_10"] == 0
+    assert wrong["share_pareto_k_above_0.7"] > 0.5
+    exact = -pca_log_px(params, x).mean()
+    assert wrong["nll"] - exact > 5 * wrong["nll_weights_se"]
+    assert sound["nll"] == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_point_posterior_has_no_importance_weights(key):
+    vae = mlp_vae(SHAPE, LATENTS)
+    point = vae._replace(encode=lambda params, x: Delta(vae.encode(params, x).mean))
+    x = jax.random.uniform(jax.random.key(1), (NUM_EXAMPLES, *SHAPE))
+    figures = make_evaluate(point, num_samples=30)(vae.init(jax.random.key(2), x), key, Examples(x, None))
+    assert figures.log_px is figures.effective_sample_size is figures.pareto_k is None
+    summary = summarize(figures, 30)
+    assert not [name for name in summary if "nll" in name or "ess" in name or "pareto" in name or "effective" in name]
+    assert np.isfinite(summary["log_likelihood"])
+
+
 def test_annealing_agrees_with_the_closed_form_one_example_at_a_time(key):
     x, params = pca_data(5), pca_params()
     evaluate = make_annealed(pca_vae(), num_chains=300, num_steps=100, batch_size=3)
@@ -203,9 +260,10 @@ def test_information_is_that_of_the_mixture_of_posteriors(key, batch_size, num_s
     run = mutual_information(vae, num_samples=num_samples, batch_size=batch_size)
     got = run({}, jax.random.clone(key), examples)
     draw = lambda i: vae.encode({}, examples.x[i][None]).sample(jax.random.fold_in(key, i))[0]  # noqa: E731
-    z = np.stack([draw(i) for i in range(min(11, num_samples))])
+    drawn = {4: [0, 2, 5, 8], 1000: list(range(11))}[num_samples]  # evenly: data may be sorted
+    z = np.stack([draw(i) for i in drawn])
     log_q = np.stack([multivariate_normal(mean, 0.3).logpdf(z) for mean in means], 1)
-    own = log_q[np.arange(len(z)), np.arange(len(z))]
+    own = log_q[np.arange(len(z)), drawn]
     np.testing.assert_allclose(got, own - (logsumexp(log_q, 1) - np.log(11)), atol=1e-4)
 
 
@@ -270,6 +328,7 @@ def test_summaries_are_averages_with_standard_errors():
     ess, each = rng.uniform(1, 7, 50), rng.normal(size=(50, 2))
     summary = summarize(Evaluation(log_likelihood, kl, log_px, ess, rng.normal(size=(50, 2)), each), 7)
     assert summary.pop("kl_by_dimension") == pytest.approx(each.mean(0).tolist(), rel=1e-5)
+    assert summary.pop("share_pareto_k_above_0.7") is summary.pop("share_ess_below_10") is None  # seven samples
     elbo = np.float64(log_likelihood) - kl
     assert summary == pytest.approx(
         {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mostly_slow
-from helpers import jit, members, standard_normal
+from helpers import assert_within_errors, jit, members, standard_normal
 from scipy.stats import multivariate_normal
 
 from vae_jax import generate, hierarchies, models
@@ -142,7 +142,7 @@ def test_bounds_are_in_order_and_gradients_reach_every_layer(hierarchy, key):
 
     one, ten, hundred = bounds(params, jax.random.clone(key))
     assert one < ten < hundred
-    terms = jit(elbo, vae, num_samples=2000)(params, jax.random.clone(key), x)
+    terms = jit(elbo, vae, num_samples=2000, kl="monte_carlo")(params, jax.random.clone(key), x)
     np.testing.assert_allclose((terms.log_likelihood - terms.kl).mean(), one, atol=1e-3)
     losses = (
         lambda p: negative_elbo(p, jax.random.clone(key), x, vae)[0],
@@ -150,6 +150,22 @@ def test_bounds_are_in_order_and_gradients_reach_every_layer(hierarchy, key):
     )
     for grads in jax.jit(lambda p: [jax.grad(loss)(p) for loss in losses])(params):
         assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(grads))
+
+
+def test_the_kl_of_two_levels_is_in_closed_form_given_the_upper_one(key):
+    """It has the mean of the estimate from samples, and less variance."""
+    vae, x = build("hvae", activation="tanh"), data()
+    params = vae.init(jax.random.key(3), x)
+    params = jax.tree.map(lambda p: p + 0.3 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    keys = jax.random.split(key, 4_000)
+    draws = {
+        kl: jax.jit(jax.vmap(lambda key, kl=kl: elbo(params, key, x, vae, kl=kl).kl))(jax.random.clone(keys))
+        for kl in ("auto", "monte_carlo")
+    }
+    assert_within_errors(draws["auto"] - draws["monte_carlo"], 0)
+    assert np.all(np.var(draws["auto"], axis=0) < 0.8 * np.var(draws["monte_carlo"], axis=0))
+    with pytest.raises(ValueError, match=r"KL of Chain and Chain has no closed form here\. Set kl='auto'"):
+        jax.eval_shape(lambda k: elbo(params, k, x, vae, kl="analytic"), jax.random.key(0))
 
 
 @every_hierarchy

@@ -21,7 +21,18 @@ from vae_jax.config import Config
 from vae_jax.core import VAE, condition
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, FullGaussian, kl_divergence, kl_monte_carlo
 from vae_jax.errors import UserError
-from vae_jax.objectives import build, elbo, importance_bound, log_weights, negative_elbo, negative_iwae
+from vae_jax.evaluate import make_evaluate_objective
+from vae_jax.inputs import Examples
+from vae_jax.objectives import (
+    build,
+    build_evaluation,
+    elbo,
+    importance_bound,
+    log_weights,
+    negative_elbo,
+    negative_iwae,
+    split_loss,
+)
 
 PARAMS, X = pca_params(), pca_data()
 
@@ -36,7 +47,7 @@ def mlp():
 # the linear-Gaussian model
 
 
-@pytest.mark.parametrize("kl", (kl_divergence, kl_monte_carlo))
+@pytest.mark.parametrize("kl", ("auto", "analytic", "monte_carlo", kl_divergence, kl_monte_carlo))
 def test_elbo_is_the_closed_form_of_a_linear_gaussian_model(key, kl):
     one = lambda key: elbo(PARAMS, key, X, pca_vae(), kl=kl)  # noqa: E731
     draws = jax.jit(jax.vmap(one))(jax.random.split(key, 20_000))
@@ -220,6 +231,14 @@ def test_value_and_grad_takes_the_objective_as_it_is(mlp, key):
     assert np.isfinite(metrics["elbo"])
 
 
+def test_a_vae_is_a_static_argument_of_a_jitted_function(mlp, key):
+    vae, params, x = mlp
+    loss = jax.jit(negative_elbo)
+    losses = [loss(params, jax.random.clone(key), x, v)[0] for v in (vae, vae._replace())]
+    assert losses[0] == losses[1] and loss._cache_size() == 1
+    np.testing.assert_allclose(losses[0], negative_elbo(params, key, x, vae)[0], rtol=1e-6)
+
+
 def test_beta_and_alpha_are_traced(mlp, key):
     vae, params, x = mlp
     traces = []
@@ -328,6 +347,58 @@ def test_iwae_is_the_importance_bound_and_so_is_its_gradient(key):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, expected)
 
 
+def test_a_kl_is_a_name_or_a_function(mlp, key):
+    vae, params, x = mlp
+    twice = lambda q, p, z: 2 * kl_monte_carlo(q, p, z)  # noqa: E731
+    own, estimated = (elbo(params, jax.random.clone(key), x, vae, kl=kl) for kl in (twice, "monte_carlo"))
+    np.testing.assert_allclose(own.kl, 2 * estimated.kl, rtol=1e-6)
+    elbo(params, jax.random.clone(key), x, vae, kl=twice, estimator="stl")
+    with pytest.raises(ValueError, match=r"Unknown kl 'exact'\. Choose one of: auto, analytic, monte_carlo"):
+        elbo(params, key, x, vae, kl="exact")
+    for kl in ("auto", "analytic", kl_divergence):
+        with pytest.raises(ValueError, match="'stl' needs kl='monte_carlo'"):
+            elbo(params, key, x, vae, kl=kl, estimator="stl")
+    for kl in ("monte_carlo", kl_monte_carlo, twice):
+        with pytest.raises(ValueError, match="free_bits needs the closed-form KL"):
+            negative_elbo(params, jax.random.clone(key), x, vae, kl=kl, free_bits=0.1)
+
+
+# the loss of a split
+
+
+@pytest.mark.parametrize("free_bits", (0.0, 0.1))
+def test_the_loss_of_a_split_is_the_training_loss_of_it_as_one_batch(mlp, free_bits):
+    """With a posterior of no width no noise is left, so that batches of one and one batch have the same terms."""
+    vae, params, x = mlp
+    sharp = vae._replace(encode=lambda p, x: DiagonalGaussian(vae.encode(p, x).mean, jnp.full((len(x), 3), -0.01)))
+    sharp = sharp._replace(decode=lambda p, z: vae.decode(p, 0 * z))
+    config = Config(free_bits=free_bits, beta=2.0, alpha=0.5)
+    terms, mean = make_evaluate_objective(sharp, build_evaluation(config))(params, jax.random.key(3), Examples(x, None))
+    loss, metrics = build(config)(params, jax.random.key(4), x, sharp)
+    got = split_loss(config, terms)
+    assert got == pytest.approx({"loss": float(loss), **{k: float(v) for k, v in metrics.items()}}, rel=1e-5)
+    each = 0.5 * (np.exp(-0.01) + mean**2 - 1 + 0.01)
+    expected = 2 * np.maximum(each.mean(0), free_bits).sum() - 0.5 * float(metrics["log_likelihood"])
+    assert got["loss"] == pytest.approx(expected, rel=1e-5)
+    if free_bits:  # the loss of batches of one is another function, and larger
+        alone = 2 * np.maximum(each, free_bits).sum(1).mean() - 0.5 * float(metrics["log_likelihood"])
+        assert alone > got["loss"] + 0.01
+
+
+def test_an_evaluation_computes_no_gradient():
+    """The evaluation of DReG is as cheap as that of the pathwise estimator, and has the same value."""
+
+    def flops(objective):
+        lowered = jax.jit(lambda p, k: objective(p, k, X, pca_vae())).lower(PARAMS, jax.random.key(0))
+        return lowered.cost_analysis()["flops"]
+
+    dreg, pathwise = (Config(objective="iwae", num_samples=4, estimator=e) for e in ("dreg", "pathwise"))
+    assert flops(build(dreg)) > 1.2 * flops(build(pathwise))
+    assert flops(build_evaluation(dreg)) == flops(build(pathwise))
+    values = [f(PARAMS, jax.random.key(0), X, pca_vae())[0] for f in (build(dreg), build_evaluation(dreg))]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
 def test_free_bits_cost_each_dimension_at_least_so_much(key, mlp):
     vae, params, x = mlp
     q = vae.encode(params, x)
@@ -350,6 +421,10 @@ def test_free_bits_cost_each_dimension_at_least_so_much(key, mlp):
         {"estimator": "dreg"},
         {"estimator": "stl"},
         {"kl": "monte_carlo", "free_bits": 0.1},
+        {"kl": "analytic", "prior": "real_nvp"},
+        {"kl": "analytic", "posterior": "flow"},
+        {"kl": "analytic", "hierarchy": "hvae"},
+        {"objective": "iwae", "kl": "analytic"},
     ),
     ids=str,
 )

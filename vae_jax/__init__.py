@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _MODULES = {
     "core": ("Distribution", "VAE", "condition", "reparameterize"),
     "distributions": (
@@ -34,3 +36,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vae_jax' has no attribute {name!r}")
     return getattr(import_module(f"vae_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What notebooks complete: the names of `__all__` too, which are not there before their first use."""
+    return sorted({*globals(), *__all__} - {"Any", "import_module"})

@@ -1,23 +1,27 @@
 """`python -m vae_jax COMMAND RUN_DIR [flags]`: what a trained VAE can do. The run directory is all it takes."""
 
 import json
-import sys
 from argparse import Namespace
+from pathlib import Path
 
 from vae_jax import console
 
 
 def parse(argv: list[str]) -> Namespace:
     parser = console.Parser(prog="vae_jax", description="Use a trained VAE: its run directory is all it takes.")
+    parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, out: str | None = None) -> console.Parser:
+    def command(name: str, text: str, out: str | None = None, *endings: str) -> console.Parser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("run_dir", metavar="RUN_DIR", type=console.path)
+        sub.add_argument("run_dir", metavar="RUN_DIR", type=console.run_folder)
         sub.add_argument("--checkpoint", default="latest", help="latest, best or a step (%(default)s)")
         sub.add_argument("--seed", type=console.natural, default=0, help="of everything random (%(default)s)")
         if out:
-            sub.add_argument("--out", type=console.path, help=f"file to write; by default RUN_DIR/{out}")
+            endings = (Path(out).suffix, *endings)
+            text = f"{' or '.join(endings)} file to write; by default RUN_DIR/{out}"
+            sub.add_argument("--out", type=console.output(*endings), help=text)
+            sub.set_defaults(file_name=out)
         console.add_cache_flag(sub)
         return sub
 
@@ -26,7 +30,7 @@ def parse(argv: list[str]) -> Namespace:
         sub.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
         sub.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(%(default)s)")
 
-    sub = command("sample", "Draw from the prior and decode.", "sample.png")
+    sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
     sub.add_argument("--num", type=console.positive, default=64, help="(%(default)s)")
     sub.add_argument("--label", type=console.natural, help="class, for a conditional VAE; by default all in turn")
 
@@ -66,7 +70,9 @@ def parse(argv: list[str]) -> Namespace:
     )
     sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
     sub.add_argument("--compute_dtype", choices=("float32", "bfloat16"), help="by default that of the config")
-    sub.add_argument("--per_example", type=console.path, metavar="FILE", help=".npz of the figures of every example")
+    sub.add_argument(
+        "--per_example", type=console.output(".npz"), metavar="FILE", help=".npz of the figures of every example"
+    )
 
     sub = command(
         "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
@@ -78,7 +84,9 @@ def parse(argv: list[str]) -> Namespace:
 
     text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
     sub = commands.add_parser("sweep", help=text, description=text)
-    sub.add_argument("sweep_dir", metavar="SWEEP_DIR", type=console.path, help="folder of the runs and sweep.json")
+    sub.add_argument(
+        "sweep_dir", metavar="SWEEP_DIR", type=console.run_folder, help="folder of the runs and sweep.json"
+    )
     sub.add_argument("--seeds", type=console.several(int), metavar="0,1,2", help="by default that of the config")
     sub.add_argument("--betas", type=console.several(float), metavar="1,4", help="by default that of the config")
     sub.add_argument("--learning_rates", type=console.several(float), metavar="1e-3,3e-4", help="likewise")
@@ -93,9 +101,8 @@ def parse(argv: list[str]) -> Namespace:
 
 def main(argv: list[str]) -> None:
     options = parse(argv)  # before jax is imported: a typo answers at once
-    if getattr(options, "out", None) is None and "out" in options:
-        names = {"encode": "latents.npz", "export": "vae.zip", "report": "report.html"}
-        options.out = options.run_dir / names.get(options.command, f"{options.command}.png")
+    if "out" in options and options.out is None:
+        options.out = options.run_dir / options.file_name
     console.setup_jax(options)
     from vae_jax import commands
 
@@ -104,7 +111,7 @@ def main(argv: list[str]) -> None:
 
 
 def script() -> None:
-    sys.exit(console.run(main))
+    console.script(main)
 
 
 if __name__ == "__main__":

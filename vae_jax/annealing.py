@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax import checks
 from vae_jax.core import VAE, Params
 
 TARGET_ACCEPTANCE = 0.65  # where HMC moves furthest for its cost in many dimensions (Neal 2011, section 5.4.4)
@@ -38,10 +39,15 @@ def annealed_log_weights(
     for name, number in {"num_chains": num_chains, "num_steps": num_steps, "num_leapfrog": num_leapfrog}.items():
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
-    prior, shape, t = vae.prior(params), (2 * num_chains, x.shape[0]), sigmoidal_schedule(num_steps)
+    prior, batch = checks.prior(vae, params), checks.batch_shape(x)
+    shape = (2 * num_chains, *batch)
 
     def log_densities(z: Any) -> tuple[Array, Array]:
-        return jax.vmap(lambda z: (prior.log_prob(z), vae.decode(params, z).log_prob(x)))(z)
+        def one(z: Any) -> tuple[Array, Array]:
+            log_prior = checks.log_prob("log p(z)", prior, z, batch)
+            return log_prior, checks.log_prob("log p(x | z)", vae.decode(params, z), x, batch)
+
+        return jax.vmap(one)(z)
 
     def anneal(state: Any, inputs: Any):
         (z, log_w, step), (i, last_t, t) = state, inputs
@@ -56,7 +62,10 @@ def annealed_log_weights(
         return (z, log_w, step * jnp.exp(ADAPTATION_RATE * excess)), None
 
     z_key, move_key = jax.random.split(key)
-    start = (prior.sample(z_key, shape), jnp.zeros(shape), jnp.full(shape[1], step_size, float))
+    z = prior.sample(z_key, shape)
+    log_w = jnp.zeros_like(jax.eval_shape(log_densities, z)[1])
+    t = sigmoidal_schedule(num_steps).astype(log_w.dtype)
+    start = (z, log_w, jnp.full_like(log_w[0], step_size))
     (_, log_w, _), _ = jax.lax.scan(anneal, start, (jnp.arange(num_steps), t[:-1], t[1:]))
     return log_w[num_chains:]
 
@@ -95,7 +104,7 @@ def hmc(key: Array, z: Any, log_density: Callable[[Any], Array], step: Array, nu
     end, _ = jax.lax.scan(leapfrog, start, length=num_leapfrog)
     gain = end[2] - start[2] + _kinetic(start[1]) - _kinetic(end[1])
     acceptance = jnp.nan_to_num(jnp.exp(jnp.minimum(gain, 0)))  # a diverged path has NaN, and is refused
-    accept = jax.random.uniform(accept_key, acceptance.shape) < acceptance
+    accept = jax.random.uniform(accept_key, acceptance.shape, acceptance.dtype) < acceptance
     return jax.tree.map(lambda new, old: jnp.where(_align(accept, new), new, old), end[0], z), acceptance
 
 

@@ -50,8 +50,8 @@ def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float |
     new, (params, rest) = _folder(run_dir, ".new"), _split(state)
     try:
         arrays.write(new, params=params, state=rest)
-        (new / "progress.json").write_text(json.dumps({"loss": loss, "totals": totals}))
-        (new / "metrics.jsonl").write_text(metrics.text(run_dir))
+        (new / "progress.json").write_text(json.dumps({"loss": loss, "totals": totals}), "utf-8")
+        (new / "metrics.jsonl").write_text(metrics.text(run_dir), "utf-8")
         digests.write(new)
         (run_dir / "run.json").stat()  # orbax makes a directory anew that has vanished
         new.rename(_folder(run_dir, int(state.step)))
@@ -233,7 +233,7 @@ def _progress(folder: Path) -> tuple[float | None, metrics.Totals]:
     try:
         if path.stat().st_size > MAX_PROGRESS:
             raise ValueError(f"it has {path.stat().st_size} bytes")
-        progress = json.loads(path.read_text())
+        progress = json.loads(path.read_text("utf-8"))
         loss, totals = progress["loss"], progress["totals"]
         if not all(isinstance(number, float | int | None) for number in (loss, *totals.values())):
             raise TypeError("not only numbers")

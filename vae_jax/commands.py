@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import checkpoints, console, datasets, devices, generate, inputs, models, pictures, views
+from vae_jax import checkpoints, console, datasets, devices, generate, inputs, models, npz, pictures, views
 from vae_jax.checkpoints import Restored
 from vae_jax.core import VAE, condition
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
+    HEAVY_TAIL,
     Evaluation,
+    evenly,
     make_annealed,
     make_evaluate,
     mean,
@@ -32,19 +34,37 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their ow
 
 
 def sample(options: Namespace) -> str:
-    restored = _load(options)
-    vae = _of_label(restored, options.label, options.num)
-    draw = jax.jit(lambda params, key: generate.sample_flat(params, key, vae, options.num))
-    drawn = draw(restored.params, jax.random.key(options.seed))
-    if options.out.suffix == ".npz":
-        return _write(options.out, lambda path: _save_npz(path, drawn._asdict()))
-    return _write(options.out, lambda path: views.samples(path, drawn, restored.data.range))
+    config, data, vae, params, _ = restored = _load(options)
+    _of_label(restored, options.label, 1)  # refuses a wrong label
+    num, classes = options.num, data.num_classes if config.conditional else 0
+    size = min(num, generate.chunk_size(params, vae, classes))
+
+    @jax.jit
+    def compiled(params, key, start):
+        return generate.sample_flat(params, key, _of_label(restored, options.label, size, start), size)
+
+    def draw(key, start):
+        return compiled(params, key, np.int32(start % max(1, classes)))
+
+    def chunks():
+        with console.bar(total=num, unit="sample", delay=2) as bar:
+            for chunk in generate.in_chunks(draw, jax.random.key(options.seed), num, size):
+                yield chunk
+                bar.update(len(chunk.x))
+
+    if options.out.suffix.lower() == ".npz":
+        parts = (chunk._asdict() for chunk in chunks())
+        return _write(options.out, lambda path: npz.save(path, num, parts))
+    _check_pixels(num, data.shape, "fewer with --num, or for --out=x.npz")
+    mean = np.concatenate([chunk.mean for chunk in chunks()])
+    return _write(options.out, lambda path: views.samples(path, mean, data.range))
 
 
 def reconstruct(options: Namespace) -> str:
     restored = _load(options)
     examples, _ = _examples(options, restored, options.num)
     data = restored.data
+    _check_pixels(2 * len(examples.x), data.shape, "fewer with --num")
     return _write(
         options.out, lambda path: views.reconstructions(path, restored.vae, restored.params, examples, data.range)
     )
@@ -56,6 +76,7 @@ def interpolate(options: Namespace) -> str:
     num = len(examples.x) // 2
     if not num:
         raise UserError(f"The split {options.split!r} has one example; expected at least 2 to interpolate between.")
+    _check_pixels(12 * num, restored.data.shape, "fewer with --num")
     start, end = (jax.tree.map(lambda a, i=i: a[i * num : (i + 1) * num], examples) for i in (0, 1))
     rows = jax.jit(
         lambda params: generate.interpolate(params, start.x, end.x, condition(restored.vae, start.context), 12)
@@ -73,7 +94,10 @@ def traverse(options: Namespace) -> str:
         raise UserError(f"--index is {options.index}; expected one of the {len(examples.x)} examples, from 0.")
     one = jax.tree.map(lambda a: a[-1:], examples)
     vae = condition(restored.vae, one.context)
-    rows = jax.jit(lambda params: generate.traverse(params, one.x, vae, 11))(restored.params)
+    draw = jax.jit(lambda params: generate.traverse(params, one.x, vae, 11))
+    num_latents = len(jax.eval_shape(draw, restored.params))
+    _check_pixels(11 * num_latents, restored.data.shape, "the command report, which draws the 12 of largest KL")
+    rows = draw(restored.params)
     return _write(
         options.out,
         lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 11, restored.data.range),
@@ -86,6 +110,7 @@ def manifold(options: Namespace) -> str:
         has = f"{restored.config.latent_dim}{' and a latent above it' if restored.config.hierarchy else ''}"
         raise UserError(f"A manifold needs latent_dim 2; {options.run_dir} has {has}. Use traverse instead.")
     vae = _of_label(restored, options.label, 1)
+    _check_pixels(options.num**2, restored.data.shape, "fewer with --num")
     return _write(
         options.out,
         lambda path: views.manifold(
@@ -138,9 +163,12 @@ def report(options: Namespace) -> str:
     examples, label = _examples(options, restored, options.limit)
     found = _evaluate(options, restored, examples)
     html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data)
-    return _write(options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_text(html)))
+    return _write(
+        options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_text(html, "utf-8"))
+    )
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is counted and said
 def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tuple[dict[str, Any], Evaluation]:
     """The figures of the examples, and those of every one of them."""
     config, data, vae, params, step = restored
@@ -148,15 +176,28 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     key = jax.random.key(options.seed)
     faster = models.evaluation_options(config)
     result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, console.bar)
+    finite = (
+        np.isfinite(result.log_likelihood)
+        & np.isfinite(result.kl)
+        & np.isfinite(result.kl if result.log_px is None else result.log_px)
+    )
+    if not finite.all():
+        console.say(
+            f"The figures of {np.sum(~finite)} of the {len(finite)} examples are not finite: no average over all "
+            f"of them exists. The VAE was trained on data in [{data.range[0]:g}, {data.range[1]:g}]."
+        )
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
-    if models.likelihood_of(config, data.shape).num_levels is not None:
+    if "nll" in summary and models.likelihood_of(config, data.shape).num_levels is not None:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
         information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
-        summary["mutual_information"] = mean(information)
-        summary["mutual_information_se"] = standard_error(information)
-        summary["kl_aggregate"] = mean(result.kl[: len(information)]) - summary["mutual_information"]
+        bound = log(len(result.kl))
+        summary |= {"mutual_information": mean(information), "mutual_information_se": standard_error(information)}
+        summary["mutual_information_bound"] = bound
+        if mean(information) < bound - 1:  # nearer to its bound it is the number of examples that is measured
+            kl = mean(result.kl[evenly(len(result.kl), len(information))])
+            summary["kl_aggregate"] = kl - summary["mutual_information"]
     if options.ais_chains:
         run = make_annealed(vae, num_chains=options.ais_chains, num_steps=options.ais_steps)
         log_px = run(params, jax.random.fold_in(key, _ANNEALING), examples, console.bar)
@@ -166,7 +207,16 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     if options.per_example:
         present = {name: array for name, array in arrays.items() if array is not None}
         _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
+    if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and not options.ais_chains:
+        console.say(
+            "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
+            f"{HEAVY_TAIL}): their NLL is a loose bound. More --num_samples lower it; --ais_chains=16 with --limit=100 "
+            "checks it."
+        )
+    selected_on = ("validation" if data.num_validation else "test") if options.checkpoint == "best" else None
     summary |= {
+        "checkpoint": options.checkpoint,
+        "selected_on": selected_on,
         "split": options.split,
         "compute_dtype": config.compute_dtype,
         "binarization": config.binarization,
@@ -219,8 +269,8 @@ def _known_dir(data: DataInfo, name: str) -> str | None:
     return data.data_dir if data.data_dir and (Path(data.data_dir) / name).is_dir() else None
 
 
-def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
-    """The VAE of one class, or of all classes in turn, for `num` latents."""
+def _of_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:
+    """The VAE of one class, or of all classes in turn from class `start`, for `num` latents."""
     if not restored.config.conditional:
         if label is not None:
             raise UserError("--label needs a conditional VAE; this one was trained with conditional=False.")
@@ -228,8 +278,18 @@ def _of_label(restored: Restored, label: int | None, num: int) -> VAE:
     classes = restored.data.num_classes
     if label is not None and label >= classes:
         raise UserError(f"--label is {label}; the VAE knows the classes 0 to {classes - 1}. Choose one of them.")
-    labels = jnp.arange(num) % classes if label is None else jnp.full(num, label)
+    labels = (start + jnp.arange(num)) % classes if label is None else jnp.full(num, label)
     return condition(restored.vae, jax.nn.one_hot(labels, classes))
+
+
+def _check_pixels(num: int, shape: tuple[int, ...], instead: str) -> None:
+    """UserError where so many examples make a picture that few programs open and little memory holds."""
+    pixels = num * pictures.area(shape)
+    if pixels > pictures.MAX_PIXELS:
+        raise UserError(
+            f"A grid of {num} examples has {pixels} pixels; expected at most {pictures.MAX_PIXELS} in one picture. "
+            f"Ask for {instead}."
+        )
 
 
 def _save_npz(path: Path, arrays: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ class Config:
     # fmt: off
     dataset: str = _setting("digits", "digits (embedded), mnist, fashion_mnist, kmnist, a .npy, a .npz or a folder")
     classes: tuple[int, ...] = _setting((), "keep only the examples with these labels; empty: all")
-    validation_size: int = _setting(0, "training examples held out; 0: the curves and the best are of the test split")
+    validation_size: int = _setting(0, "training examples held out; 0: the curves and the choice of the best "
+                              "checkpoint are of the test split, so that its figures flatter")
     binarization: str = _setting("none", "none; dynamic: x ~ Bernoulli(x) anew each step; static: once, for good",
                           ("none", "dynamic", "static"))
     stream: bool = _setting(False, "read the training examples as they are needed: of a .npy file larger than memory")
@@ -60,9 +61,9 @@ class Config:
     objective: str = _setting("elbo", "what is maximised: the ELBO or the bound of num_samples importance weights",
                          ("elbo", "iwae"))
     estimator: str = _setting("pathwise", "of the gradient; stl for elbo, dreg for iwae", ("pathwise", "stl", "dreg"))
-    free_bits: float = _setting(0.0, "nats that the KL of a latent dimension costs at least")
-    kl: str = _setting("analytic", "analytic where there is a closed form, or its estimate from samples",
-                ("analytic", "monte_carlo"))
+    free_bits: float = _setting(0.0, "each latent dimension's KL counts as at least this many nats in the loss")
+    kl: str = _setting("auto", "of the loss; auto: in closed form between Gaussians, else estimated from the samples; "
+                "analytic: only in closed form; monte_carlo: always estimated", ("auto", "analytic", "monte_carlo"))
     num_samples: int = _setting(1, "posterior samples K an example and step", least=1)
     alpha: float = _setting(1.0, "weight of -log p(x|z) in the loss")
     beta: float = _setting(1.0, "weight of the KL in the loss")
@@ -76,7 +77,8 @@ class Config:
                       ("constant", "cosine", "burda"))
     warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0", most=MAX_STEPS)
     clip_norm: float = _setting(0.0, "largest global norm of a gradient; 0: any")
-    ema_decay: float = _setting(0.0, "decay a step of the averaged weights that are evaluated; 0: no average")
+    ema_decay: float = _setting(0.0, "decay per step of the averaged weights, which are evaluated; it rises as "
+                         "(1 + step) / (10 + step): a run of n steps reaches at most about 1 - 9/n; 0: no average")
     eval_epochs: int = _setting(1, "epochs between evaluations; each saves a checkpoint, and so do 5 minutes", least=1)
     picture_epochs: int = _setting(0, "epochs between pictures kept in the run directory; 0: only those at the end")
     init_from: str = _setting("", "a run directory of the same model, with whose weights this run begins; empty: anew")

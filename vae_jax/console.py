@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vae_jax import __version__
 from vae_jax.config import MAX_WHOLE, Config, load_recipe, override
 from vae_jax.errors import UserError
 
@@ -26,6 +28,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def add_version(self) -> None:
+        self.add_argument("--version", action="version", version=f"vae_jax {__version__}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See {self.prog} --help.")
@@ -55,8 +60,9 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
         prog="train.py",
         description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
     )
+    parser.add_version()
     text = "run directory; by default checkpoints/NAME_OF_RECIPE"
-    parser.add_argument("--workdir", metavar="DIR", type=path, help=text)
+    parser.add_argument("--workdir", metavar="DIR", type=run_folder, help=text)
     parser.add_argument("--tensorboard", action="store_true", help="write the metrics to DIR/tensorboard too")
     add_config_flags(parser)
     group = parser.add_argument_group("several processes, each with the same command but for --process_id")
@@ -154,6 +160,27 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def run_folder(text: str) -> Path:
+    """Type of a flag: the folder of a run, there or not."""
+    try:
+        str(path(text).absolute()).encode()
+    except UnicodeEncodeError:  # the libraries that write checkpoints know no other names
+        reason = f"{text!r} is not UTF-8 with the folders above it; expected a name that is"
+        raise argparse.ArgumentTypeError(reason) from None
+    return Path(text)
+
+
+def output(*endings: str) -> Callable[[str], Path]:
+    """Type of a flag: a file to write, of a kind that its ending names."""
+
+    def parse(text: str) -> Path:
+        if path(text).suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"{text!r} has another ending than expected: {' or '.join(endings)}")
+        return Path(text)
+
+    return parse
+
+
 def extent(text: str) -> float:
     """Type of a flag: a finite number above 0."""
     with suppress(ValueError):
@@ -177,10 +204,12 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def setup_jax(options: argparse.Namespace) -> None:
-    """Import jax, with compiled programs kept in the user's cache directory for the next start."""
+    """Import jax. Compiled programs are kept for the next start, in the user's cache if JAX knows no other place."""
     import jax
 
-    if not options.no_compilation_cache:
+    if options.no_compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", None)
+    elif not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -191,6 +220,16 @@ def setup_jax(options: argparse.Namespace) -> None:
         except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"The processes did not meet at {options.coordinator} ({reason}).") from None
+
+
+def script(main: Callable[[list[str]], None]) -> NoReturn:
+    """`run` as all that this process does, whatever the encoding of the terminal."""
+    if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:  # tensorstore knows only UTF-8 names
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(main))
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:

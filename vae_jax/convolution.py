@@ -39,7 +39,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, compute_dtype: str = "float32
         return _product(_windows(x, (kh, kw), stride, (h, w)), kernel.reshape(kh * kw * c, d), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
-        factors = x.astype(compute_dtype), kernel.astype(compute_dtype)
+        factors = _rounded(x, compute_dtype), _rounded(kernel, compute_dtype)
         y = lax.conv_general_dilated(*factors, (stride, stride), "SAME", dimension_numbers=_NHWC)
         return y.astype(x.dtype)
 
@@ -72,7 +72,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, comp
         return _product_then_fold(x, kernel, stride, (height, width), compute_dtype)
 
     def native(x: Array, kernel: Array) -> Array:
-        factors = x.astype(compute_dtype), kernel[::-1, ::-1].astype(compute_dtype)
+        factors = _rounded(x, compute_dtype), _rounded(kernel[::-1, ::-1], compute_dtype)
         y = lax.conv_general_dilated(*factors, (1, 1), padding, (stride, stride), dimension_numbers=_NHWC)
         return y.astype(x.dtype)
 
@@ -208,6 +208,10 @@ def _frame(x: Array, kernel_size: Size) -> Array:
 _windows.defvjp(lambda x, *static: (_windows(x, *static), None), lambda *args: (_fold(args[-1], *args[:3]),))
 _fold.defvjp(lambda y, *static: (_fold(y, *static), None), lambda *args: (_windows(args[-1], *args[:3]),))
 _fold_planes.defvjp(lambda y, size: (_fold_planes(y, size), None), lambda size, _, y_bar: (_planes(y_bar, size),))
+
+
+def _rounded(a: Array, dtype: str) -> Array:
+    return a if dtype == "float32" else a.astype(dtype)  # float64 stays what it is
 
 
 def _before(n: int, k: int, stride: int) -> int:

@@ -35,6 +35,9 @@ class VAE(NamedTuple):
     prior: Callable[[Params], Any]  # (params)           -> p(z)
 
 
+jax.tree_util.register_static(VAE)  # its functions are not arrays, and it may be an argument of a jitted function
+
+
 def condition(vae: VAE, context: Array | None) -> VAE:
     """The VAE of p(x | z, c) and q(z | x, c) for one batch of contexts c, [B, C]; `vae` itself if there are none.
 

@@ -11,7 +11,7 @@ MAX_BYTES = 16 << 20  # of it: lines for more files than any checkpoint has
 
 def write(folder: Path) -> None:
     """Write the digest of every file below a folder to its SHA256SUMS, as `sha256sum` does: `-c` checks them."""
-    (folder / NAME).write_text("".join(f"{_of_file(folder / name)}  {name}\n" for name in _files(folder)))
+    (folder / NAME).write_text("".join(f"{_of_file(folder / name)}  {name}\n" for name in _files(folder)), "utf-8")
 
 
 def damage(folder: Path, *parts: str) -> str | None:
@@ -22,7 +22,7 @@ def damage(folder: Path, *parts: str) -> str | None:
     try:
         if (folder / NAME).stat().st_size > MAX_BYTES:
             return f"{NAME} has more than {MAX_BYTES} bytes"
-        *lines, end = (folder / NAME).read_text().split("\n")
+        *lines, end = (folder / NAME).read_text("utf-8").split("\n")
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError:
         return f"{NAME} is missing"

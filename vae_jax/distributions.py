@@ -65,7 +65,7 @@ def full_gaussian_log_prob(x: Array, mean: Array, scale_tril: Array) -> Array:
 
 def kl_standard_normal(mean: Array, log_var: Array) -> Array:
     """KL(N(mean, exp(log_var)) || N(0, I)), [..., L] -> [...]. Kingma & Welling 2014, appendix B."""
-    return 0.5 * jnp.sum(jnp.exp(log_var) + mean**2 - 1 - log_var, -1)
+    return 0.5 * jnp.sum(_excess(log_var) + mean**2, -1)
 
 
 def kl_diagonal_gaussians(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
@@ -90,24 +90,55 @@ def kl_gaussians_tril(mean_q: Array, tril_q: Array, mean_p: Array, tril_p: Array
     _check_square("tril_p", tril_p, mean_p)
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
     mean_p, tril_p = expand_like(mean_p, mean_q), expand_like(tril_p, tril_q)
-    trace = jnp.sum(_solve(tril_p, tril_q) ** 2, (-1, -2))
     distance = jnp.sum(_solve(tril_p, (mean_p - mean_q)[..., None]) ** 2, (-1, -2))
-    log_det = 2 * (_half_log_det(tril_p) - _half_log_det(tril_q))
-    return 0.5 * (log_det - mean_q.shape[-1] + trace + distance)
+    # The trace and the determinants meet on the diagonal, where `_excess` keeps the digits of their small difference.
+    below = jnp.sum(jnp.tril(_solve(tril_p, tril_q), -1) ** 2, (-1, -2))
+    log_q, log_p = (jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)) for tril in (tril_q, tril_p))
+    return 0.5 * (jnp.sum(_excess(2 * (log_q - log_p)), -1) + below + distance)
 
 
 def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
-    """log q(z) - log p(z), [...]: unbiased for KL(q || p) at z ~ q, for any pair of distributions."""
-    return q.log_prob(z) - p.log_prob(z)
+    """log q(z) - log p(z), [...]: unbiased for KL(q || p) at z ~ q, for any pair of distributions.
+
+    ValueError if the two densities differ in shape: one of them does not sum the axes of its event.
+    """
+    log_q, log_p = q.log_prob(z), p.log_prob(z)
+    if jnp.shape(log_q) != jnp.shape(log_p):
+        raise ValueError(
+            f"log q(z | x) has shape {jnp.shape(log_q)} and log p(z) has shape {jnp.shape(log_p)}; expected one number "
+            "per example in both. Set event_ndim (NumPyro's event_dim), or call to_event on a NumPyro distribution."
+        )
+    return log_q - log_p
+
+
+def kl_analytic(q: Any, p: Any, z: Any = None) -> Array:
+    """KL(q || p), [...], in closed form; `z` is unused. ValueError for a pair without one: Gaussians have it."""
+    if not has_closed_form(q, p):
+        kinds = f"{type(q).__name__} and {type(p).__name__}"
+        raise ValueError(f"The KL of {kinds} has no closed form here. Set kl='auto' or 'monte_carlo' for its estimate.")
+    q_ndim, p_ndim = (getattr(d, "event_ndim", 1) for d in (q, p))
+    if q_ndim != p_ndim:
+        raise ValueError(f"q(z | x) has event_ndim {q_ndim} and p(z) has {p_ndim}; expected the same in both.")
+    if isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian):
+        return sum_event(_kl_gaussian(q.mean, q.log_var, p.mean, p.log_var), q.event_ndim)
+    return kl_gaussians_tril(q.mean, q.scale_tril, p.mean, p.scale_tril)
+
+
+def has_closed_form(q: Any, p: Any) -> bool:
+    return isinstance(q, DiagonalGaussian | FullGaussian) and isinstance(p, DiagonalGaussian | FullGaussian)
 
 
 def kl_divergence(q: Any, p: Any, z: Any) -> Array:
-    """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), else its estimate at z ~ q."""
-    if isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian):
-        return sum_event(_kl_gaussian(q.mean, q.log_var, p.mean, p.log_var), q.event_ndim)
-    if isinstance(q, DiagonalGaussian | FullGaussian) and isinstance(p, DiagonalGaussian | FullGaussian):
-        return kl_gaussians_tril(q.mean, q.scale_tril, p.mean, p.scale_tril)
-    return kl_monte_carlo(q, p, z)
+    """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), else its estimate at z ~ q.
+
+    A distribution q that knows a better estimate, such as a chain of Gaussians, has it as a method `kl(p, z)`.
+    """
+    if has_closed_form(q, p):
+        return kl_analytic(q, p)
+    return q.kl(p, z) if hasattr(q, "kl") else kl_monte_carlo(q, p, z)
+
+
+KL = {"auto": kl_divergence, "analytic": kl_analytic, "monte_carlo": kl_monte_carlo}  # by name, as objectives take it
 
 
 def kl_by_dimension(q: Any, p: Any) -> Array:
@@ -267,7 +298,12 @@ def _kl_gaussian(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Arra
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
     mean_p, log_var_p = expand_like(mean_p, mean_q), expand_like(log_var_p, mean_q)
     ratio = log_var_q - log_var_p
-    return 0.5 * (jnp.exp(ratio) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p) - 1 - ratio)
+    return 0.5 * (_excess(ratio) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
+
+
+def _excess(log_ratio: Array) -> Array:
+    """exp(r) - 1 - r, elementwise: what a ratio of variances adds to twice the KL."""
+    return jnp.expm1(log_ratio) - log_ratio  # exp(r) - 1 has few digits left near r = 0, where a latent is collapsed
 
 
 def _solve(tril: Array, b: Array) -> Array:

@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import files, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from vae_jax import generate
 from vae_jax.checkpoints import Restored
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
-from vae_jax.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -28,10 +26,8 @@ def to_zip(restored: Restored) -> bytes:
     """The zip: sample.jax, encode.jax, decode.jax, weights.npz, config.json, vae.py that loads them, and README.md.
 
     With the package flatbuffers, in which `jax.export` writes and reads its files, so that whoever reads them needs jax
-    alone. UserError if it is not installed here.
+    alone.
     """
-    if find_spec("flatbuffers") is None:
-        raise UserError("export needs the package flatbuffers. Install it: python -m pip install flatbuffers")
     description = _description(restored)
     members = {
         "README.md": _readme(description).encode(),
@@ -97,7 +93,7 @@ def _latent(restored: Restored) -> Any:
 
 
 def _beside(name: str) -> str:
-    return Path(__file__).with_name(name).read_text()
+    return Path(__file__).with_name(name).read_text("utf-8")
 
 
 @contextmanager
@@ -119,12 +115,14 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 
 def _description(restored: Restored) -> dict[str, Any]:
-    config, data, _, _, step = restored
+    config, data, vae, params, step = restored
+    num_classes = data.num_classes if config.conditional else 0
     return {
         "config": to_json(config),
         "shape": data.shape,
         "range": data.range,
-        "num_classes": data.num_classes if config.conditional else 0,
+        "num_classes": num_classes,
+        "chunk_size": generate.chunk_size(params, vae, num_classes),
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
         "fingerprint": data.fingerprint,
         "step": step,

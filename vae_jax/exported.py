@@ -20,7 +20,15 @@ def sample(key, num, label=None):
     """
     key = key if isinstance(key, jax.Array) else jax.random.key(key)
     label = np.arange(num) % _num_classes() if label is None and _num_classes() else label
-    return _function("sample")(_weights(), key, _labels(label, num))
+    labels, size = _labels(label, num), _config()["chunk_size"]
+    if num <= size:
+        return _function("sample")(_weights(), key, labels)
+    labels, chunks = np.resize(labels, -(-num // size) * size), []  # each of chunk_size, and only then cut
+    for i in range(0, len(labels) // size):
+        own = key if i == 0 else jax.random.fold_in(key, i)
+        chunk = _function("sample")(_weights(), own, labels[i * size : (i + 1) * size])
+        chunks.append(jax.device_get(chunk))
+    return {name: np.concatenate([chunk[name] for chunk in chunks])[:num] for name in chunks[0]}
 
 
 def encode(x, label=None):
@@ -55,8 +63,12 @@ def _weights():
 
 
 @cache
+def _config():
+    return json.loads(_read("config.json"))
+
+
 def _num_classes():
-    return json.loads(_read("config.json"))["num_classes"]
+    return _config()["num_classes"]
 
 
 def _read(name):

@@ -26,7 +26,7 @@ class RealNVP(NamedTuple):
     def init(self, key: Array, context: Array | None = None) -> Params:
         keys = jax.random.split(key, len(self.layers))
         parts = zip(keys, self.kept, self.layers, strict=True)
-        return [layer.init(key, jnp.zeros((1, kept)), context) for key, kept, layer in parts]
+        return [layer.init(key, jnp.zeros((1, kept), jnp.float32), context) for key, kept, layer in parts]
 
     def distribution(self, params: Params, base: DiagonalGaussian, context: Array | None = None) -> Flow:
         return Flow(base, params, context, self.forward, self.inverse)
@@ -39,7 +39,7 @@ class RealNVP(NamedTuple):
         return u
 
     def inverse(self, params: Params, context: Array | None, z: Array) -> tuple[Array, Array]:
-        log_det = jnp.zeros(z.shape[:-1])
+        log_det = jnp.zeros(z.shape[:-1], z.dtype)
         for own, kept, layer in reversed(list(zip(params, self.kept, self.layers, strict=True))):
             b, a = jnp.split(z, (z.shape[-1] - kept,), -1)
             shift, log_scale = _affine(layer.apply(own, a, context))

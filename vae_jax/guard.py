@@ -40,7 +40,7 @@ def check(guard: Guard, step: Array, metrics: Mapping[str, Array], grads: Any) -
         guard.skipped + jnp.where(taken, 0, 1),
         jnp.where(taken, 0, jnp.minimum(guard.in_a_row + 1, MAX_IN_A_ROW)),
         jnp.where(first, step, guard.step),
-        jnp.where(first, jnp.argmin(finite), guard.term),
+        jnp.where(first, jnp.argmin(finite).astype(jnp.int32), guard.term),
     )
 
 

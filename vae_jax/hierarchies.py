@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core import VAE, Distribution, Params, with_context
+from vae_jax.distributions import kl_divergence, kl_monte_carlo
 
 
 class Hierarchy(NamedTuple):
@@ -85,6 +86,13 @@ class Chain(NamedTuple):
     def log_prob(self, value: dict[str, Any]) -> Array:
         a, b = (value[name] for name in self.names)
         return self.first.log_prob(a) + self.then(a).log_prob(b)
+
+    def kl(self, p: "Chain", z: dict[str, Any]) -> Array:
+        """KL(q || p) at z ~ q: of two chains in one order in closed form given the first latent, where there is one."""
+        if self.names != p.names:
+            return kl_monte_carlo(self, p, z)
+        a, b = (z[name] for name in self.names)
+        return kl_divergence(self.first, p.first, a) + kl_divergence(self.then(a), p.then(a), b)
 
 
 def _init(lower: VAE, upper: VAE) -> Callable[..., Params]:

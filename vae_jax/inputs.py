@@ -199,10 +199,10 @@ def binarize(key: Array, x: Array) -> Array:
 
     Uniform floats are multiples of 2^-23 below 1: the probability is x to float precision.
     """
-    return (jax.random.uniform(key, x.shape) < x).astype(jnp.float32)
+    return (jax.random.uniform(key, x.shape, x.dtype) < x).astype(x.dtype)
 
 
 def _context(dataset: Dataset, split: Split, config: Config) -> Array | None:
     if not config.conditional or split.label is None:
         return None
-    return jax.nn.one_hot(jax.device_put(split.label), num_classes(dataset))
+    return jax.nn.one_hot(jax.device_put(split.label), num_classes(dataset), dtype=jnp.float32)

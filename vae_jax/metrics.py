@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 Totals = dict[str, float]  # sums over steps, with how many `steps` and `seconds` they took
 
 
@@ -24,19 +22,14 @@ def averages(totals: Totals, batch_size: int) -> dict[str, float]:
     return {**means, "skipped": skipped, "examples_per_second": steps * batch_size / seconds}
 
 
-def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The averages over examples."""
-    return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
-
-
 def append(run_dir: Path, *records: dict[str, Any]) -> None:
-    with open(run_dir / "metrics.jsonl", "a") as file:
+    with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 def text(run_dir: Path) -> str:
     path = run_dir / "metrics.jsonl"
-    return path.read_text(errors="replace") if path.exists() else ""
+    return path.read_text("utf-8", "replace") if path.exists() else ""
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
@@ -66,5 +59,5 @@ def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     os.replace(temporary, path)

@@ -68,7 +68,7 @@ def _build(config: Config, data: DataInfo) -> VAE:
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        parts = _Parts(*network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
+        parts = _Parts(shape, *network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
         return _join(parts, config.output_bias)
 
     top = make(hierarchies, "Hierarchy", config.hierarchy, **config.hierarchy_options)
@@ -84,6 +84,7 @@ def _build(config: Config, data: DataInfo) -> VAE:
     encoder = _network(config, shape, top_posterior, likelihood).encoder if top.infers_top_first else between.encoder
     upper = _join(
         _Parts(
+            shape if top.infers_top_first else (latent_dim,),
             encoder,
             between.decoder,
             top_posterior,
@@ -97,11 +98,12 @@ def _build(config: Config, data: DataInfo) -> VAE:
         upper = upper._replace(init=lambda key, x: init(key, jnp.zeros((1, latent_dim))))
     seen = context_size + (top.latent_dim if top.infers_top_first else 0)
     no_prior = priors.standard_normal(latent_dim)
-    lower = _join(_Parts(*network, posterior, likelihood, no_prior, latent_dim, seen), config.output_bias)
+    lower = _join(_Parts(shape, *network, posterior, likelihood, no_prior, latent_dim, seen), config.output_bias)
     return top.join(lower, upper)
 
 
 class _Parts(NamedTuple):
+    shape: tuple[int, ...]  # of what the encoder reads
     encoder: networks.Function
     decoder: networks.Function
     posterior: posteriors.Posterior
@@ -112,15 +114,15 @@ class _Parts(NamedTuple):
 
 
 def _join(parts: _Parts, output_bias: bool = False) -> VAE:
-    encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
+    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
 
     def init(key: Array, x: Array) -> Params:
-        x = to_float(x)
+        x = to_float(x).astype(jnp.float32)
         keys = jax.random.split(key, 4)
         context = jnp.zeros((1, context_size)) if context_size else None
         params = {
             "encoder": encoder.init(keys[0], x[:1], context),
-            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim)), context),
+            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), context),
             "posterior": posterior.init(keys[2]),
             "likelihood": likelihood.init(x),
             "prior": prior.init(keys[3], x),
@@ -131,15 +133,32 @@ def _join(parts: _Parts, output_bias: bool = False) -> VAE:
         return params
 
     def encode(params: Params, x: Array, context: Array | None = None):
+        _check_input(x, shape, context, context_size)
         return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, context))
 
     def decode(params: Params, z: Array, context: Array | None = None):
+        _check_input(z, (latent_dim,), context, context_size)
         return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, context))
 
     def prior_of(params: Params):
-        return prior.build(params["prior"], lambda x: encode(params, x))
+        p = prior.build(params["prior"], lambda x: encode(params, x))
+        dtype = jax.tree.leaves(params["decoder"])[0].dtype  # what a prior has beside its parameters is float32
+        return jax.tree.map(lambda a: a.astype(dtype), p)
 
     return VAE(init, encode, decode, prior_of)
+
+
+def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, context_size: int) -> None:
+    """ValueError, while tracing, for what the networks would misread or fail to take."""
+    if a.shape[-len(shape) :] != shape or not jnp.issubdtype(a.dtype, jnp.floating):
+        expected = f"floats of shape [..., {str(shape)[1:-1].rstrip(',')}], where a byte v stands for v / 255"
+        raise ValueError(f"the network got {a.dtype} of shape {a.shape}; expected {expected}.")
+    got = 0 if context is None else context.shape[-1]
+    if got != context_size:
+        raise ValueError(
+            f"the network got a context of {got} numbers; expected {context_size}. A conditional VAE takes the one-hot "
+            "label of each example as context, [B, C]: vae_jax.condition(vae, context)."
+        )
 
 
 def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:

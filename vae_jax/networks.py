@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from vae_jax.config import MAX_LAYERS
@@ -172,8 +173,9 @@ class _Kernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _scaled(self.init_scale), (3, 3, x.shape[-1], self.channels))
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        kernel = self.param("kernel", _scaled(self.init_scale), (3, 3, x.shape[-1], self.channels), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        x, kernel, bias = promote_dtype(x, kernel, bias)  # as nn.Dense does
         if self.output_size is None:
             y = conv(x, kernel, self.stride, self.compute_dtype)
         else:

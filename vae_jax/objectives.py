@@ -1,17 +1,22 @@
 """What training minimises: pure functions of (params, key, x, vae), in nats an example."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from vae_jax import checks
 from vae_jax.config import Config
 from vae_jax.core import VAE, Params
-from vae_jax.distributions import kl_by_dimension, kl_divergence, kl_monte_carlo
+from vae_jax.distributions import KL, kl_analytic, kl_by_dimension, kl_divergence
 from vae_jax.errors import UserError
+
+Kl = str | Callable[..., Array]  # 'auto', 'analytic', 'monte_carlo', or a function (q, p, z) -> KL(q || p), [...]
 
 
 class Elbo(NamedTuple):
@@ -26,29 +31,34 @@ def elbo(
     vae: VAE,
     *,
     num_samples: int = 1,
-    kl: Callable[..., Array] = kl_divergence,
+    kl: Kl = "auto",
     estimator: str = "pathwise",
 ) -> Elbo:
     """The two terms of the evidence lower bound, log p(x | z) - KL(q(z | x) || p(z)) at z ~ q(z | x).
 
-    x: [B, ...]; terms: [B], in nats, each the average over `num_samples` samples of z. `kl(q, p, z)`: `kl_divergence`
-    (closed form between Gaussians) or `kl_monte_carlo`. Kingma & Welling 2014 (arXiv:1312.6114), equations 3 and 7.
+    x: [B, ...]; terms: [B], in nats, each the average over `num_samples` samples of z. kl: 'auto', the closed form
+    between Gaussians and else an estimate from the samples; 'analytic', the closed form or a ValueError; 'monte_carlo';
+    or a function (q, p, z) -> [B]. Kingma & Welling 2014 (arXiv:1312.6114), equations 3 and 7.
 
     estimator: 'pathwise', or 'stl', sticking the landing (Roeder et al. 2017, arXiv:1703.09194): the same value, but
     the parameters of log q(z | x) get no gradient, only z does. Its variance vanishes where q is the posterior. It
-    needs `kl_monte_carlo`. ValueError for another estimator or combination.
+    needs the 'monte_carlo' KL. ValueError for another estimator or combination, for bytes or no examples, and for a
+    density or a KL that is not one number per example.
     """
     if estimator not in ("pathwise", "stl"):
         raise ValueError(f"The ELBO has no estimator {estimator!r}. Choose one of: pathwise, stl.")
-    if estimator == "stl" and kl is not kl_monte_carlo:
-        raise ValueError("The estimator 'stl' needs the Monte-Carlo KL: a closed form has no log q(z | x).")
-    q, p = vae.encode(params, x), vae.prior(params)
+    divergence = _kl(kl)
+    if estimator == "stl" and divergence in (kl_divergence, kl_analytic):
+        raise ValueError("The estimator 'stl' needs kl='monte_carlo': a closed form has no log q(z | x).")
+    batch = checks.batch_shape(x)
+    q, p = checks.posterior(vae, params, x), checks.prior(vae, params)
     z = q.sample(key, (_positive(num_samples),))
     if estimator == "stl":
         q = vae.encode(jax.lax.stop_gradient(params), x)
 
     def one(z: Any) -> Elbo:
-        return Elbo(vae.decode(params, z).log_prob(x), kl(q, p, z))
+        log_likelihood = checks.log_prob("log p(x | z)", vae.decode(params, z), x, batch)
+        return Elbo(log_likelihood, checks.per_example("KL(q(z | x) || p(z))", divergence(q, p, z), batch))
 
     if num_samples == 1:  # without an axis for the samples, convolutions take half the time on CPU
         return one(jax.tree.map(lambda a: a[0], z))
@@ -65,7 +75,7 @@ def negative_elbo(
     alpha: Any = 1.0,
     beta: Any = 1.0,
     num_samples: int = 1,
-    kl: Callable[..., Array] = kl_divergence,
+    kl: Kl = "auto",
     estimator: str = "pathwise",
     free_bits: float = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
@@ -74,15 +84,16 @@ def negative_elbo(
     The metrics `elbo`, `log_likelihood` and `kl` are those of the bound itself, whatever the weights. `alpha` and
     `beta` may be traced. beta-VAE: Higgins et al. 2017, equation 4.
 
-    free_bits: the KL of each latent dimension, averaged over the batch, costs at least so many nats (Kingma et al.
-    2016, arXiv:1606.04934, equation 15); for diagonal Gaussians in closed form, else ValueError.
+    free_bits: the KL of each latent dimension, averaged over the batch, counts as at least so many nats (Kingma et al.
+    2016, arXiv:1606.04934, equation 15); for diagonal Gaussians in closed form, else ValueError. Such a loss is no
+    average over examples: `split_loss` gives that of a whole split.
     """
     terms = elbo(params, key, x, vae, num_samples=num_samples, kl=kl, estimator=estimator)
     log_likelihood, divergence = (jnp.mean(term) for term in terms)
     metrics = {"elbo": log_likelihood - divergence, "log_likelihood": log_likelihood, "kl": divergence}
     if free_bits:
-        if kl is not kl_divergence:
-            raise ValueError("free_bits needs the closed-form KL of each latent dimension: kl_divergence.")
+        if _kl(kl) not in (kl_divergence, kl_analytic):
+            raise ValueError("free_bits needs the closed-form KL of each latent dimension: kl='auto' or 'analytic'.")
         each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
         divergence = jnp.sum(jnp.maximum(jnp.mean(each, 0), free_bits))
     return beta * divergence - alpha * log_likelihood, metrics
@@ -101,7 +112,7 @@ def negative_iwae(
     """
     if estimator not in ("pathwise", "dreg"):
         raise ValueError(f"The importance-weighted bound has no estimator {estimator!r}. Choose: pathwise, dreg.")
-    z = vae.encode(params, x).sample(key, (_positive(num_samples),))
+    z = checks.posterior(vae, params, x).sample(key, (_positive(num_samples),))
     if estimator == "pathwise":
         log_likelihood, log_w = _log_weights(params, params, x, vae, z)
         bound = jnp.mean(importance_bound(log_w))
@@ -124,7 +135,7 @@ def negative_iwae(
 
 def log_weights(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> Array:
     """log p(x, z_k) - log q(z_k | x) at z_1 .. z_K ~ q(z | x): [K, B], in nats."""
-    z = vae.encode(params, x).sample(key, (_positive(num_samples),))
+    z = checks.posterior(vae, params, x).sample(key, (_positive(num_samples),))
     return _log_weights(params, params, x, vae, z)[1]
 
 
@@ -139,7 +150,7 @@ def importance_bound(log_w: Array) -> Array:
 def build(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
     """The objective that `config` names: (params, key, x, vae) -> (loss, metrics). UserError for a contradiction."""
     if config.objective == "iwae":
-        weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "analytic"}
+        weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "auto"}
         for name, neutral in weights.items():
             if getattr(config, name) != neutral:
                 raise UserError(
@@ -150,11 +161,17 @@ def build(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
         return partial(negative_iwae, num_samples=config.num_samples, estimator=config.estimator)
     if config.estimator == "dreg":
         raise UserError("estimator 'dreg' is of objective 'iwae'. Choose stl for objective 'elbo'.")
-    if config.kl == "analytic" and config.estimator == "stl":
+    if config.kl != "monte_carlo" and config.estimator == "stl":
         raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form has no log q(z | x).")
-    if config.kl != "analytic" and config.free_bits:
-        raise UserError("free_bits needs --config.kl=analytic: the KL of each latent dimension in closed form.")
-    if config.free_bits and (config.hierarchy or (config.posterior, config.prior) != ("diagonal", "standard_normal")):
+    if config.kl == "monte_carlo" and config.free_bits:
+        raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
+    gaussian = not config.hierarchy and config.prior == "standard_normal"
+    if config.kl == "analytic" and not (gaussian and config.posterior in ("diagonal", "full_covariance")):
+        raise UserError(
+            "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy: no "
+            "other KL has a closed form here. Set --config.kl=auto for the closed form of the parts that have one."
+        )
+    if config.free_bits and not (gaussian and config.posterior == "diagonal"):
         raise UserError(
             f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
             "the KL of each latent dimension in closed form. Set --config.free_bits=0."
@@ -164,26 +181,67 @@ def build(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
         alpha=config.alpha,
         beta=config.beta,
         num_samples=config.num_samples,
-        kl={"analytic": kl_divergence, "monte_carlo": kl_monte_carlo}[config.kl],
+        kl=config.kl,
         estimator=config.estimator,
         free_bits=config.free_bits,
     )
 
 
+def build_evaluation(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The objective of `config` by its value alone, for the terms of one example, which `split_loss` puts together."""
+    estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # the same value without a gradient
+    objective = build(replace(config, estimator=estimator, free_bits=0.0))
+    if not config.free_bits:
+        return objective
+
+    def with_dimensions(params: Params, key: Array, x: Array, vae: VAE, **weights: Any):
+        loss, metrics = objective(params, key, x, vae, **weights)
+        each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
+        return loss, metrics | {"kl_by_dimension": jnp.mean(each, 0)}
+
+    return with_dimensions
+
+
+def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The loss and the metrics of a split, from the `values` of `build_evaluation` for each of its examples.
+
+    values: [N] each, and for free bits `kl_by_dimension` [N, L]. The results are averages over the split, but for the
+    KL in a loss with free bits: sum_d max(KL_d, free_bits) with KL_d averaged over the whole split, as over a batch in
+    training.
+    """
+    means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
+    if config.free_bits:
+        each = means.pop("kl_by_dimension")
+        means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
+    return {name: float(value) for name, value in means.items()}
+
+
 def _log_weights(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -> tuple[Array, Array]:
     """log p(x | z) and log p(x, z) - log q(z | x) at z [K, B, ...], q with parameters of its own: [K, B] each."""
-    q, p = vae.encode(q_params, x), vae.prior(params)
+    q, p, batch = vae.encode(q_params, x), checks.prior(vae, params), checks.batch_shape(x)
 
     def one(z):
-        log_likelihood = vae.decode(params, z).log_prob(x)
-        return log_likelihood, log_likelihood + p.log_prob(z) - q.log_prob(z)
+        return log_weight(q, vae.decode(params, z), p, x, z, batch)
 
     return jax.vmap(one)(z)
+
+
+def log_weight(q: Any, p_x: Any, p: Any, x: Any, z: Any, batch: tuple[int, ...]) -> tuple[Array, Array]:
+    """log p(x | z) and log p(x, z) - log q(z | x), [B] each, at one z [B, ...]. ValueError for another shape."""
+    log_likelihood = checks.log_prob("log p(x | z)", p_x, x, batch)
+    log_p, log_q = checks.log_prob("log p(z)", p, z, batch), checks.log_prob("log q(z | x)", q, z, batch)
+    return log_likelihood, log_likelihood + log_p - log_q
 
 
 def _dot(a: Any, b: Any) -> Array:
     """The inner product of two pytrees."""
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a * b), a, b))
+
+
+def _kl(kl: Kl) -> Callable[..., Array]:
+    if isinstance(kl, str) and kl not in KL:
+        raise ValueError(f"Unknown kl {kl!r}. Choose one of: {', '.join(KL)}; or give a function (q, p, z).")
+    return KL[kl] if isinstance(kl, str) else kl
 
 
 def _positive(num_samples: int) -> int:

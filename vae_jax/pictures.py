@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_PIXELS = 2**27  # of one picture: few programs open a larger one
+
 
 def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
     """Write images [N, *shape], `columns` a row, as one PNG; `value_range` becomes black to white.
@@ -22,18 +24,23 @@ def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, f
     replace(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
+def area(shape: tuple[int, ...]) -> int:
+    """How many pixels an example of this shape has in a grid."""
+    height, width = shape[:2] if len(shape) > 1 else (1, *shape)
+    return (height + 1) * (width + 1)
+
+
 def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
     """[N, H, W, C] -> one uint8 picture [H', W'] or [H', W', 3] with a pixel of grey between the images."""
     low, high = value_range
-    scaled = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
-    num, height, width, channels = scaled.shape
+    num, height, width, channels = images.shape
     rows = -(-num // columns)
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 0.35, np.float32)
-    for i, image in enumerate(scaled):
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), round(0.35 * 255), np.uint8)
+    for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        canvas[top : top + height, left : left + width] = image
-    pixels = np.rint(canvas * 255).astype(np.uint8)
-    return pixels[..., 0] if channels == 1 else pixels
+        scaled = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
+        canvas[top : top + height, left : left + width] = np.rint(scaled * 255)
+    return canvas[..., 0] if channels == 1 else canvas
 
 
 def save_curves(
@@ -123,5 +130,8 @@ def _save_figure(path: Path, figure: Any) -> None:
 def replace(path: Path, write: Any) -> None:
     """Let `write` make a file under another name first: a half-written picture never takes a good one's place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

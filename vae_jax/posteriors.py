@@ -61,6 +61,6 @@ def flow(latent_dim: int, *, num_couplings: int = 4, hidden_size: int = 128, con
         return couplings.distribution(params, DiagonalGaussian(mean, log_var), context)
 
     def init(key: Array) -> Params:
-        return couplings.init(key, jnp.zeros((1, context_size)))
+        return couplings.init(key, jnp.zeros((1, context_size), jnp.float32))
 
     return Posterior(2 * latent_dim + context_size, build, init)

@@ -28,8 +28,8 @@ def mixture(latent_dim: int, *, num_components: int = 100) -> Prior:
 
     def init(key: Array, x: Array) -> Params:
         shape = (num_components, latent_dim)
-        mean = jax.random.normal(key, shape)  # spread as N(0, I): equal components would stay equal
-        return {"logits": jnp.zeros(num_components), "mean": mean, "log_var": jnp.zeros(shape)}
+        mean = jax.random.normal(key, shape, jnp.float32)  # spread as N(0, I): equal components would stay equal
+        return {"logits": jnp.zeros_like(mean[:, 0]), "mean": mean, "log_var": jnp.zeros_like(mean)}
 
     def build(params: Params, encode: Callable[[Array], Distribution]) -> GaussianMixture:
         return GaussianMixture(params["logits"], DiagonalGaussian(params["mean"], params["log_var"]))
@@ -51,7 +51,7 @@ def vamp(latent_dim: int, *, num_components: int = 500) -> Prior:
         components = encode(jnp.clip(params["pseudo_inputs"], 0, 1))
         if not isinstance(components, DiagonalGaussian):
             raise ValueError(f"The VampPrior needs a diagonal posterior; got a {type(components).__name__}.")
-        return GaussianMixture(jnp.zeros(num_components), components)
+        return GaussianMixture(jnp.zeros_like(components.mean[:, 0]), components)
 
     return Prior(build, init, encodes=True)
 
@@ -65,4 +65,5 @@ def real_nvp(latent_dim: int, *, num_couplings: int = 6, hidden_size: int = 256)
 
 
 def _standard_normal(latent_dim: int) -> DiagonalGaussian:
-    return DiagonalGaussian(jnp.zeros(latent_dim), jnp.zeros(latent_dim))
+    zeros = jnp.zeros(latent_dim, jnp.float32)
+    return DiagonalGaussian(zeros, zeros)

@@ -38,7 +38,7 @@ def page(
     result = jax.tree.map(np.asarray, result)
     layers = result.mean if isinstance(result.mean, dict) else {"z": result.mean}
     names = [f"{name}_{i + 1}" for name, z in layers.items() for i in range(z.shape[-1])]
-    versions = json.loads((run_dir / "run.json").read_text())["versions"]
+    versions = json.loads((run_dir / "run.json").read_text("utf-8"))["versions"]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     epoch = step / (data.num_train // config.batch_size)
     lines = [
@@ -70,11 +70,24 @@ def protocol(
     binarised = f"binarised once with seed {summary['binarization_seed']}, {config.binarization} in training"
     binarised = "not binarised" if config.binarization == "none" else binarised
     text = (
-        f"Nats an example, over {'all' if limit is None else 'the first'} {summary['num_examples']:,} examples of the "
-        f"{summary['split']} split of {dataset or config.dataset} ({binarised}), ± the standard "
-        f"error over examples. NLL: the importance-weighted bound of -{log_px} with K = {summary['num_samples']:,} "
-        f"posterior samples, seed {summary['seed']}. Active: of a posterior mean with variance above {ACTIVE_VARIANCE}."
+        f"Nats per example, over {'all' if limit is None else 'the first'} {summary['num_examples']:,} examples of the "
+        f"{summary['split']} split of {dataset or config.dataset} ({binarised}), ± the standard error over examples. "
     )
+    if "nll" in summary:
+        text += (
+            f"NLL: the importance-weighted bound of -{log_px} with K = {summary['num_samples']:,} posterior samples, "
+            f"seed {summary['seed']}. "
+        )
+    text += f"Active units: latent dimensions whose posterior mean varies by more than {ACTIVE_VARIANCE}."
+    if config.prior != "standard_normal" or config.hierarchy or config.posterior == "flow":
+        text += (
+            " That threshold is a share of the variance of N(0, I): under a learned prior, and for upper latents, the "
+            "scale is free and the count says little. The posterior mean of a flow or of an upper latent is a point in "
+            "place of E[z | x]."
+        )
+    if summary["selected_on"]:
+        text += f" The checkpoint was chosen by its loss on the {summary['selected_on']} split"
+        text += ", so that figures of that split flatter." if summary["selected_on"] == summary["split"] else "."
     if config.likelihood == "bernoulli" and not ((examples.x == 0) | (examples.x == 1)).all():
         text += (
             " Bernoulli of grey values is a cross-entropy, no likelihood of any data: compare with grey figures only."
@@ -87,6 +100,8 @@ def protocol(
 def _evaluation(summary: dict[str, Any], num_latents: int, of_what: str) -> list[str]:
     cards = {}
     for name in ("nll", "elbo", "kl"):
+        if name not in summary:
+            continue
         error = summary.get(f"{name}_se")
         cards[name.upper()] = (f"{summary[name]:.2f}", "" if error is None else f"± {error:.2f}")
     cards["Active units"] = (str(summary["active_units"]), f"of {num_latents}")

@@ -70,7 +70,7 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
     try:
         if path.stat().st_size > MAX_RUN_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, and the limit is {MAX_RUN_BYTES}")
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_text("utf-8"))
         if run["format"] > FORMAT:
             raise UserError(f"{path} has format {run['format']}; this version reads {FORMAT}. Update vae_jax.")
         if run["format"] < FORMAT:
@@ -163,7 +163,7 @@ def _write_run(path: Path, config: Config, data: DataInfo) -> None:
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
     try:
-        path.write_text(json.dumps({**run, "sha256": digests.of_json(run)}, indent=2) + "\n")
+        path.write_text(json.dumps({**run, "sha256": digests.of_json(run)}, indent=2) + "\n", "utf-8")
     except OSError:
         os.truncate(path, 0)  # what is empty can be begun again
         raise
@@ -173,7 +173,7 @@ def _write_run(path: Path, config: Config, data: DataInfo) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Hold a file, made empty if there is none, until the block ends or the process, however that ends."""
     while True:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             _lock(file, path)
             # Before it was held, its folder may have been moved aside and begun anew.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -60,7 +60,7 @@ def sweep(options: Namespace) -> str:
 
     traced, states = ensemble.traced_of(members), ensemble.init_states(vae, members, steps_per_epoch, examples.x)
     train = ensemble.make_train(vae, objective, config, steps_per_epoch)
-    evaluate_member = ensemble.make_evaluate(vae, objective)
+    evaluate_member = ensemble.make_evaluate(vae, objectives.build_evaluation(config))
     means: list[Any] = [None] * len(members)
 
     def evaluated(i: int) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def sweep(options: Namespace) -> str:
                 continue
 
             for i, run_dir in enumerate(run_dirs):
-                values = metrics.means(evaluated(i))
+                values = objectives.split_loss(members[i], evaluated(i))
                 at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
                 trained = {**at, "split": "train", **metrics.averages(totals[i], config.batch_size)}
                 record = {**at, "split": split, **values, "active_units": evaluate.active_units(means[i])}

@@ -194,7 +194,7 @@ def check_prepared(directory: Path) -> None:
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             check(item)
 
-    check(json.loads(path.read_text()))
+    check(json.loads(path.read_text("utf-8")))
 
 
 def read(directory: Path) -> dict[str, np.ndarray]:

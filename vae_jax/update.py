@@ -82,7 +82,7 @@ def make_update(
             if state.ema is None:
                 return params, opt_state, None
             # The decay rises to its value, so that the average forgets the first weights.
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
             return params, opt_state, optax.incremental_update(params, state.ema, 1 - decay)
 
         # A branch is as fast as no guard, where to select between old and new numbers takes a tenth of a step on CPU.

@@ -25,9 +25,9 @@ def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, va
     pictures.save_grid(path, rows.reshape(-1, *x.shape[1:]), columns, value_range)
 
 
-def samples(path: Path, drawn: generate.Samples, value_range: Range) -> None:
+def samples(path: Path, mean: Any, value_range: Range) -> None:
     """A square grid of E[x | z] at samples z of the prior."""
-    pictures.save_grid(path, drawn.mean, max(1, round(len(drawn.mean) ** 0.5)), value_range)
+    pictures.save_grid(path, mean, max(1, round(len(mean) ** 0.5)), value_range)
 
 
 def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int = 20, **grid: Any) -> None:
@@ -44,10 +44,10 @@ def draw_run(
     folder.mkdir(exist_ok=True)
     few = jax.tree.map(lambda a: a[:48], held_out)
     reconstructions(folder / "reconstructions.png", vae, params, few, data.range)
-    context = None if held_out.context is None else jnp.eye(data.num_classes)[jnp.arange(64) % data.num_classes]
+    context = None if held_out.context is None else jnp.eye(data.num_classes, dtype=jnp.float32)[jnp.arange(64) % data.num_classes]
     own = condition(vae, context)
     drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(seed))
-    samples(folder / "samples.png", drawn, data.range)
+    samples(folder / "samples.png", drawn.mean, data.range)
     if isinstance(mean, np.ndarray) and mean.shape[-1] == 2:
         pictures.save_scatter(folder / "latents.png", mean, label)
         one = condition(vae, None if context is None else context[:1])

@@ -1,0 +1,66 @@
+"""Arrays of any length as one .npz, of which only a few rows at a time are in memory."""
+
+import io
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
+from zlib import crc32
+
+import numpy as np
+
+from vae_jax import pictures
+from vae_jax.errors import UserError
+
+
+def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Write arrays [num, ...] by name, of which each chunk has the next rows. UserError if the disk cannot hold them.
+
+    A zip holds one array after the other, while the next rows of all of them come together. So the arrays get their
+    places first, as np.savez would write them, and each row is written in its own.
+    """
+    chunks = iter(chunks)
+    first = next(chunks)
+    members, ends, size = {name: ZipInfo(f"{name}.npy") for name in first}, {}, 0
+    for name, rows in first.items():
+        members[name].header_offset, members[name].CRC = size, 0
+        members[name].file_size = members[name].compress_size = len(_head(rows, num)) + num * rows[:1].nbytes
+        ends[name] = size + len(members[name].FileHeader(zip64=True))  # of what is written
+        size = ends[name] + members[name].file_size
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise UserError(
+            f"{path} would have {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there; expected to fit. Ask for "
+            "fewer, or for a file on another disk."
+        )
+
+    def write(temporary: Path) -> None:
+        def append(name: str, data: bytes) -> None:
+            file.seek(ends[name])
+            ends[name] += file.write(data)
+            members[name].CRC = crc32(data, members[name].CRC)
+
+        with open(temporary, "wb") as file, ZipFile(file, "w") as archive:
+            for name, rows in first.items():
+                append(name, _head(rows, num))
+                append(name, rows.tobytes())
+            for chunk in chunks:
+                for name, rows in chunk.items():
+                    append(name, rows.tobytes())
+            for member in members.values():
+                file.seek(member.header_offset)
+                file.write(member.FileHeader(zip64=True))
+            archive.filelist.extend(members.values())
+            archive.start_dir = size
+
+    pictures.replace(path, write)
+
+
+def _head(rows: np.ndarray, num: int) -> bytes:
+    """What stands in a .npy before the numbers of an array of `num` such rows."""
+    file = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(rows.dtype)
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": False, "shape": (num, *rows.shape[1:])}
+    )
+    return file.getvalue()
