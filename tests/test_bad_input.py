@@ -196,6 +196,13 @@ def test_test_data_outside_the_range_is_refused_too(likelihood, refused, train_p
     assert "[0, 1]" in refused(train_py.main, train_flags(tmp_path / "run", **fields))
 
 
+def test_levels_that_the_data_does_not_have(refused, train_py, tmp_path):
+    line = refused(train_py.main, train_flags(tmp_path / "run", likelihood="discretized_logistic"))
+    assert "needs data of 256 evenly spaced values, 0, 1/255 .. 1; digits holds 0." in line
+    assert """--config.likelihood=categorical --config.likelihood_options='{"num_levels": 17}'""" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_labels_that_are_not_there(refused, train_py, tmp_path, vectors_file):
     fields = {"dataset": vectors_file, "likelihood": "gaussian", "batch_size": 20}
     line = refused(train_py.main, train_flags(tmp_path / "run", conditional="true", **fields))
@@ -293,7 +300,7 @@ COMMAND_LINES = {
     ),
     "too little to interpolate": (
         ["interpolate", "DIGITS", "--data=TMP/one.npy"],
-        ["has one example; expected at least 2"],
+        ["one example; expected at least 2"],
     ),
     "sweep of no seed": (["sweep", "TMP/sweep", "--seeds="], ["--seeds: '' is no list of different whole numbers"]),
     "sweep of a seed twice": (["sweep", "TMP/sweep", "--seeds=0,0"], ["'0,0' is no list of different"]),

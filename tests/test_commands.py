@@ -377,6 +377,9 @@ def test_bits_per_dim_are_of_discrete_data(train, vae, tmp_path):
     train(tmp_path / "run", likelihood="categorical", likelihood_options='{"num_levels": 17}', num_epochs=1)
     result = strict_json(vae("evaluate", tmp_path / "run", "--num_samples=2", "--limit=50"))
     assert result["bits_per_dim"] == pytest.approx(result["nll"] / np.log(2) / 64)
+    np.save(tmp_path / "x.npy", np.full((20, 8, 8), 0.3))
+    with pytest.raises(UserError, match=r"needs data of 17 evenly spaced values, .* holds 0\.3\. Give such data, or "):
+        vae("evaluate", tmp_path / "run", "--data", tmp_path / "x.npy", "--num_samples=2")
 
 
 def test_bound_with_many_samples_is_tighter(evaluation):

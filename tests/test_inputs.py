@@ -10,6 +10,7 @@ from vae_jax.config import Config
 from vae_jax.datasets import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.inputs import binarize, to_float
+from vae_jax.streaming import Stream
 
 GREY = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
 LABEL = np.arange(30, dtype=np.int32) % 3
@@ -144,6 +145,80 @@ def test_static_training_examples_are_binarised_before_they_are_stored(dataset):
 def test_a_split_that_is_not_there_is_one_line_of_error(floats, split):
     with pytest.raises(UserError, match=rf"no split '{split}'\. Choose one of: train, test\.$"):
         inputs.evaluation_examples(floats, split, Config())
+
+
+# levels
+
+SIXTEENTHS = np.arange(17, dtype=np.float32).repeat(2).reshape(17, 2) / 16
+BITS = np.array([[0, 255], [255, 0]], np.uint8)
+OWN_DATA = np.array([[0.1234, 0.5]], np.float32)
+
+
+def levels(likelihood, num=None, **changes):
+    options = {} if num is None else {"num_levels": num}
+    return Config(likelihood=likelihood, likelihood_options=options, **changes)
+
+
+def of(*parts):
+    return Dataset("own", Split(parts[0], None), None, Split(parts[-1], None))
+
+
+@pytest.mark.parametrize(
+    "x, config",
+    (
+        (SIXTEENTHS, levels("categorical", 17)),
+        (SIXTEENTHS, levels("categorical", 33)),
+        (SIXTEENTHS, levels("categorical", 2, binarization="dynamic")),
+        (SIXTEENTHS, levels("bernoulli")),
+        (OWN_DATA, levels("gaussian")),
+        (OWN_DATA, levels("discretized_logistic", binarization="static")),
+        (GREY, levels("discretized_logistic")),
+        (GREY, levels("categorical", 511)),
+        ((GREY / 255).astype(np.float32), levels("categorical")),
+        (GREY // 15 * 15, levels("categorical", 18)),
+        (BITS, levels("categorical", 2)),
+        (BITS, levels("categorical", 100)),
+    ),
+)
+def test_data_on_the_levels_of_a_likelihood_is_taken(x, config):
+    inputs.check_levels(of(x), config)
+
+
+@pytest.mark.parametrize(
+    "parts, config, holds, fitting",
+    (
+        ([SIXTEENTHS], levels("categorical", 2), "0.0625", ("categorical", 17)),
+        ([SIXTEENTHS], levels("discretized_logistic"), "0.0625", ("categorical", 17)),
+        ([SIXTEENTHS[[0, 16]], SIXTEENTHS], levels("categorical", 2), "0.0625", ("categorical", 17)),
+        ([SIXTEENTHS[::4]], levels("categorical"), "0.25", ("categorical", 5)),
+        ([GREY], levels("categorical", 17), "0.", ("discretized_logistic", None)),
+        ([GREY // 15 * 15], levels("categorical", 17), "0.", ("categorical", 18)),
+        ([OWN_DATA], levels("categorical"), "0.1234", ("gaussian_scalar", None)),
+    ),
+)
+def test_data_off_the_levels_is_one_line_of_error_whose_advice_works(parts, config, holds, fitting):
+    with pytest.raises(UserError) as caught:
+        inputs.check_levels(of(*parts), config)
+    (message,) = str(caught.value).splitlines()
+    assert f"likelihood '{config.likelihood}' needs data of " in message and f"own holds {holds}" in message
+    assert f"--config.likelihood={fitting[0]} " in message and "--config.binarization=dynamic" in message
+    assert fitting[1] is None or f"""--config.likelihood_options='{{"num_levels": {fitting[1]}}}'""" in message
+    inputs.check_levels(of(*parts), levels(*fitting))
+
+
+def test_data_outside_0_to_1_is_left_to_the_check_of_its_range(floats):
+    inputs.check_levels(floats, levels("categorical"))
+
+
+@pytest.mark.parametrize("x, num, taken", ((GREY, 256, True), (GREY, 17, False), (SIXTEENTHS, 17, False)))
+def test_of_a_stream_bytes_alone_are_known_to_be_levels(x, num, taken):
+    scale = 1 if x.dtype == np.float32 else 255
+    stream = Stream(None, np.array([[0, len(x)]]), x, (0.0, float(scale)), "")
+    dataset = of(x)._replace(stream=stream)
+    if taken:
+        return inputs.check_levels(dataset, levels("categorical", num))
+    with pytest.raises(UserError, match=r"is a stream of \w+, .* Save x as uint8 .*--config\.stream=false\.$"):
+        inputs.check_levels(dataset, levels("categorical", num))
 
 
 # labels

@@ -58,15 +58,16 @@ def bounded(log_var):
 def make(name, shape):
     """A likelihood and its parameters, moved from where they begin."""
     likelihood = getattr(likelihoods, name)(shape, **LIKELIHOODS[name][0])
-    return likelihood, jax.tree.map(lambda a: a - 0.7, likelihood.init())
+    start = likelihood.init(jnp.zeros((2, *shape)).at[0].set(2.0))  # of variance 1
+    return likelihood, jax.tree.map(lambda a: a - 0.7, start)
 
 
 def random_outputs(likelihood, *shape):
     return np.random.default_rng(0).normal(0.5, 0.3, size=(*shape, likelihood.num_outputs)).astype(np.float32)
 
 
-def bias_and_its_mean(likelihood, params, mean):
-    outputs = likelihood.output_bias(mean)
+def bias_and_its_mean(likelihood, params, x):
+    outputs = likelihood.output_bias(likelihood.average(x))
     return outputs, likelihood.build(params, outputs).mean
 
 
@@ -129,17 +130,47 @@ def test_densities_integrate_to_one(name):
 @every
 def test_the_output_bias_gives_the_mean_of_the_data(name):
     likelihood, params = make(name, shape := (4, 5, 1))
-    mean = np.random.default_rng(0).uniform(0.05, 0.95, shape).astype(np.float32)
-    outputs, model_mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, mean)
+    x = np.random.default_rng(0).beta(1, 2, (300, *shape))
+    x = np.round(4 * x).astype(np.float32) / 4
+    outputs, model_mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, x)
     assert outputs.shape == (*shape, likelihood.num_outputs)
-    np.testing.assert_allclose(model_mean, mean, rtol=1e-4)
+    seen = np.concatenate([x, np.linspace(0, 1, 5).repeat(20).reshape(5, *shape)]) if name == "categorical" else x
+    np.testing.assert_allclose(model_mean, seen.mean(0), rtol=1e-4)
+
+
+def test_the_output_bias_of_levels_is_how_often_each_occurs():
+    x = np.random.default_rng(0).integers(0, 4, (50, 2, 3)) * np.array([[1], [0]])
+    likelihood = likelihoods.categorical((2, 3), num_levels=5)
+    outputs = jax.jit(lambda x: likelihood.output_bias(likelihood.average(x)))(jnp.asarray(x / 4, jnp.float32))
+    count = np.stack([np.sum(x == level, 0) for level in range(5)], -1)
+    np.testing.assert_allclose(outputs, np.log((count + 1) / 55), rtol=1e-5)
 
 
 @every
 def test_the_output_bias_is_finite_where_every_example_is_0_or_1(name):
     likelihood, params = make(name, (2,))
-    _, mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, jnp.array([0.0, 1.0]))
+    x = jnp.broadcast_to(jnp.array([0.0, 1.0]), (50, 2))
+    _, mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, x)
     assert 0 <= mean[0] < 0.2 and 0.8 < mean[1] <= 1
+
+
+@pytest.mark.parametrize("scale", (0.1, 1.0, 10.0))
+def test_one_sigma_begins_at_the_spread_of_the_data(scale):
+    x = (scale * (np.random.default_rng(0).normal(size=(200, 3)) * [1, 0, 2] + 300)).astype(np.float32)
+    likelihood = likelihoods.gaussian_scalar((3,))
+    p = likelihood.build(likelihood.init(jnp.asarray(x)), jnp.zeros((3, 1)))
+    np.testing.assert_allclose(np.exp(p.log_var), np.mean(np.var(x.astype(np.float64), 0)), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "x", (np.ones((5, 3)), np.ones((1, 3)), np.diag([1e6, 2e6, 3e6])), ids=("constant", "1", "wide")
+)
+def test_one_sigma_is_finite_and_learned_whatever_the_spread(x):
+    likelihood = likelihoods.gaussian_scalar((3,))
+    start = likelihood.init(jnp.asarray(x, jnp.float32))
+    slope = jax.grad(lambda params: likelihood.build(params, jnp.zeros((3, 1))).log_var[0])(start)
+    assert abs(likelihood.build(start, jnp.zeros((3, 1))).log_var[0]) < likelihoods.MAX_LOG_VAR
+    assert 0.05 < slope["log_var"] < 1
 
 
 @gaussians
@@ -182,5 +213,6 @@ def test_gaussians_alone_take_any_data():
     assert supports == {name: None if name.startswith("gaussian") else (0.0, 1.0) for name in LIKELIHOODS}
 
 
-def test_bits_mean_something_for_bytes():
-    assert {name for name in LIKELIHOODS if make(name, (3,))[0].discrete} == {"categorical", "discretized_logistic"}
+def test_what_has_levels():
+    levels = {name: make(name, (3,))[0].num_levels for name in LIKELIHOODS}
+    assert levels == dict.fromkeys(LIKELIHOODS) | {"categorical": 5, "discretized_logistic": 256}

@@ -193,7 +193,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         )
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
-    if "nll" in summary and models.likelihood_of(config, data.shape).discrete:
+    if "nll" in summary and models.likelihood_of(config, data.shape).num_levels is not None:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
         information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
@@ -263,6 +263,7 @@ def _examples(options: Namespace, restored: Restored, limit: int | None = None) 
             f"{dataset.name} lies in [{found[0]:g}, {found[1]:g}]; the VAE was trained on data in "
             f"[{data.range[0]:g}, {data.range[1]:g}]. Give data on that scale."
         ) from None
+    inputs.check_levels(dataset, config)
     examples = inputs.evaluation_examples(dataset, split, config, data.classes)
     label = getattr(dataset, split).label
     if config.conditional and label is None:

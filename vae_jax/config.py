@@ -49,7 +49,7 @@ class Config:
     compute_dtype: str = _setting("float32", "of the factors in the network's products; all else is float32",
                           ("float32", "bfloat16"))
     latent_dim: int = _setting(20, "dimensions of z", least=1, most=MAX_SIZE)
-    likelihood: str = _setting("bernoulli", "p(x|z): a function of vae_jax/likelihoods.py")
+    likelihood: str = _setting("bernoulli", "p(x|z), of vae_jax/likelihoods.py; of colour images discretized_logistic")
     likelihood_options: dict[str, Any] = _setting({}, "further arguments of the likelihood, as JSON")
     posterior: str = _setting("diagonal", "q(z|x): a function of vae_jax/posteriors.py")
     posterior_options: dict[str, Any] = _setting({}, "further arguments of the posterior, as JSON")
@@ -57,7 +57,7 @@ class Config:
     prior_options: dict[str, Any] = _setting({}, "further arguments of the prior, as JSON")
     hierarchy: str = _setting("", "a second latent above z: a function of vae_jax/hierarchies.py; empty: none")
     hierarchy_options: dict[str, Any] = _setting({}, "further arguments of the hierarchy, as JSON")
-    output_bias: bool = _setting(True, "start the decoder's last bias at the training mean")
+    output_bias: bool = _setting(True, "start the decoder's last bias at the mean, or the levels, of the data")
     objective: str = _setting("elbo", "what is maximised: the ELBO or the bound of num_samples importance weights",
                          ("elbo", "iwae"))
     estimator: str = _setting("pathwise", "of the gradient; stl for elbo, dreg for iwae", ("pathwise", "stl", "dreg"))

@@ -1,5 +1,6 @@
 """From a data set to what a model sees: arrays on the device, labels as context, binarisation, and their checks."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import datasets
-from vae_jax.config import Config
+from vae_jax import datasets, likelihoods
+from vae_jax.config import Config, make
 from vae_jax.datasets import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.files import check_memory
@@ -19,6 +20,7 @@ from vae_jax.streaming import Stream
 
 BINARIZATION_SEED = 0  # of the binarised validation and test splits, which every run shares
 SPLITS = ("train", "validation", "test")
+_ROWS = 1000  # looked through at a time: their floats take little memory
 
 
 class DataInfo(NamedTuple):
@@ -76,6 +78,7 @@ def load(config: Config, data_dir: str | None) -> Inputs:
         validation_size=config.validation_size,
         stream=config.stream,
     )
+    check_levels(dataset, config)
     split = "validation" if dataset.validation else "test"
     data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)
@@ -109,6 +112,48 @@ def classes_of(dataset: Dataset) -> tuple[int, ...]:
     splits = (dataset.train, dataset.validation, dataset.test)
     labels = [split.label for split in splits if split is not None and split.label is not None]
     return tuple(np.unique(np.concatenate(labels)).tolist()) if labels else ()
+
+
+def check_levels(dataset: Dataset, config: Config) -> None:
+    """UserError if the likelihood is of evenly spaced values of [0, 1], and the data holds others.
+
+    Of a stream only bytes are known to be such values, of all 256. Data outside [0, 1] is refused for its range.
+    """
+    num = make(likelihoods, "Likelihood", config.likelihood, (), **config.likelihood_options).num_levels
+    if num is None or config.binarization != "none":
+        return
+    x, (low, high) = dataset.train.x, value_range(dataset)
+    if low < 0 or high > 1 or (x.dtype == np.uint8 and (num - 1) % 255 == 0):
+        return
+    needs = f"likelihood {config.likelihood!r} needs data of {num} evenly spaced values, 0, 1/{num - 1} .. 1"
+    if dataset.stream is not None:
+        raise UserError(
+            f"{needs}; {dataset.name} is a stream of {x.dtype}, of which not every value is known. Save x as uint8 and "
+            "use 256 levels, or train with --config.stream=false."
+        )
+    value = _off_levels(dataset, num)
+    if value is None:
+        return
+    fitting = next((n for n in range(2, 257) if _off_levels(dataset, n) is None), None)
+    other = {None: "gaussian_scalar", 256: "discretized_logistic"}.get(fitting, "categorical")
+    options = {"num_levels": fitting} if other == "categorical" else {}
+    raise UserError(
+        f"{needs}; {dataset.name} holds {value:g}. Give such data, or train with --config.likelihood={other} "
+        f"--config.likelihood_options='{json.dumps(options)}', or with --config.binarization=dynamic."
+    )
+
+
+def _off_levels(dataset: Dataset, num: int) -> float | None:
+    """The first value that is not one of `num` evenly spaced ones of [0, 1]."""
+    splits = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    for values in (x[start : start + _ROWS] for x in splits for start in range(0, len(x), _ROWS)):
+        if values.dtype == np.uint8:
+            values = np.flatnonzero(np.bincount(values.reshape(-1))) / 255
+        level = values * (num - 1)
+        off = np.abs(level - np.round(level)) > max(1e-3, 1e-7 * num)  # as near as float32 comes
+        if off.any():
+            return float(values[off][0])
+    return None
 
 
 def training_examples(dataset: Dataset, config: Config, classes: tuple[int, ...] = ()) -> Examples | Stream:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import gammaln
 
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
@@ -18,10 +17,11 @@ MAX_LOG_VAR = 6.0  # bound on a learned log-variance: sigma within [0.05, 20]; w
 class Likelihood(NamedTuple):
     num_outputs: int  # numbers an element of x that the decoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
-    output_bias: Callable[[Array], Array]  # data mean [*shape] -> the outputs [*shape, num_outputs] whose mean it is
-    init: Callable[[], Params] = dict  # parameters beyond the decoder's
+    output_bias: Callable[[Array], Array]  # average of the data -> the outputs [*shape, num_outputs] that have it
+    init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
     support: tuple[float, float] | None = None  # where x must lie, None for anywhere
-    discrete: bool = False  # x is a whole number of bits, so that bits/dim means something
+    average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...] that output_bias takes
+    num_levels: int | None = None  # of evenly spaced values of [0, 1], of which x must be; None for any value
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:
@@ -49,13 +49,19 @@ def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
 
 
 def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
-    """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202)."""
+    """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202).
+
+    It begins at the spread of the data: the root of the variance per element, averaged over the elements.
+    """
+
+    def init(x: Array) -> Params:
+        return {"log_var": _unbounded(jnp.log(jnp.mean(jnp.var(x, 0))))}
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
         mean = outputs[..., 0]
         return DiagonalGaussian(mean, jnp.broadcast_to(_bounded(params["log_var"]), mean.shape), len(shape))
 
-    return Likelihood(1, build, lambda mean: mean[..., None], lambda: {"log_var": jnp.zeros((), jnp.float32)})
+    return Likelihood(1, build, lambda mean: mean[..., None], init)
 
 
 def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
@@ -93,28 +99,31 @@ def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
         location = _solve(lambda at: DiscretizedLogistic(at, spread).mean, mean, mean)
         return jnp.stack([location, jnp.zeros_like(mean)], -1)
 
-    return Likelihood(2, build, output_bias, support=(0.0, 1.0), discrete=True)
+    return Likelihood(2, build, output_bias, support=(0.0, 1.0), num_levels=256)
 
 
 def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
-    """Every element takes one of `num_levels` evenly spaced values of [0, 1]: 256 for bytes, 17 for the digits."""
+    """Every element takes one of `num_levels` evenly spaced values of [0, 1]: 256 for bytes, 17 for the digits.
+
+    The decoder has an output per level, so that bytes of large images take long and much memory: for those choose
+    `discretized_logistic`. It begins at how often each element takes each level, where every level counts once more.
+    """
     if num_levels < 2:
         raise ValueError(f"num_levels is {num_levels}; expected at least 2.")
 
-    def output_bias(mean: Array) -> Array:
-        # The logits of a binomial distribution have the mean asked for.
-        level = jnp.arange(num_levels, dtype=mean.dtype)
-        mean = jnp.clip(mean, 1e-2, 1 - 1e-2)[..., None]
-        log_choose = gammaln(num_levels) - gammaln(level + 1) - gammaln(num_levels - level)
-        level = level.reshape((1,) * (mean.ndim - 1) + (-1,))
-        return log_choose.reshape(level.shape) + level * (jnp.log(mean) - jnp.log1p(-mean))
+    def average(x: Array) -> Array:  # one example at a time: the levels of all of them would fill the memory
+        flat = x.reshape(x.shape[0], -1)
+        element, count = jnp.arange(flat.shape[1]), jnp.ones((flat.shape[1], num_levels), x.dtype)
+        count = jax.lax.fori_loop(0, len(x), lambda i, c: c.at[element, _level(flat[i], num_levels)].add(1.0), count)
+        return (count / (len(x) + num_levels)).reshape(*x.shape[1:], num_levels)
 
     return Likelihood(
         num_levels,
         lambda params, outputs: Categorical(outputs, len(shape)),
-        output_bias,
+        jnp.log,
         support=(0.0, 1.0),
-        discrete=True,
+        average=average,
+        num_levels=num_levels,
     )
 
 
@@ -197,10 +206,14 @@ class Categorical:
         return level.astype(self.logits.dtype) / (self.logits.shape[-1] - 1)
 
     def log_prob(self, value: Array) -> Array:
-        level = jnp.round(value * (self.logits.shape[-1] - 1)).astype(jnp.int32)
+        level = _level(value, self.logits.shape[-1])
         log_p = expand_like(jax.nn.log_softmax(self.logits), level[..., None])
         log_p = jnp.broadcast_to(log_p, (*level.shape, self.logits.shape[-1]))
         return sum_event(jnp.take_along_axis(log_p, level[..., None], -1)[..., 0], self.event_ndim)
+
+
+def _level(x: Array, num_levels: int) -> Array:
+    return jnp.round(x * (num_levels - 1)).astype(jnp.int32)
 
 
 def _log_mean_exp(a: Array) -> Array:
@@ -222,3 +235,8 @@ def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> A
 
 def _bounded(log_var: Array) -> Array:
     return MAX_LOG_VAR * jnp.tanh(log_var / MAX_LOG_VAR)
+
+
+def _unbounded(log_var: Array) -> Array:
+    """Where `_bounded` gives `log_var`, or the nearest to it that still gets a gradient."""
+    return MAX_LOG_VAR * jnp.arctanh(jnp.clip(log_var / MAX_LOG_VAR, -0.95, 0.95))

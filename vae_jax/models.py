@@ -25,7 +25,8 @@ MODEL_FIELDS = (
 def build(config: Config, data: DataInfo) -> VAE:
     """The VAE that `config` names for such data. UserError if they do not fit, or it would not fit into memory.
 
-    `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias.
+    `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias, and their
+    spread the sigma of `gaussian_scalar`.
     """
     vae = _build(config, data)
     try:
@@ -123,12 +124,12 @@ def _join(parts: _Parts, output_bias: bool = False) -> VAE:
             "encoder": encoder.init(keys[0], x[:1], context),
             "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), context),
             "posterior": posterior.init(keys[2]),
-            "likelihood": likelihood.init(),
+            "likelihood": likelihood.init(x),
             "prior": prior.init(keys[3], x),
         }
         if output_bias:
             output = params["decoder"]["output"]
-            output["bias"] = _output_bias(likelihood, jnp.mean(x, 0), output["bias"].size)
+            output["bias"] = _output_bias(likelihood, likelihood.average(x), output["bias"].size)
         return params
 
     def encode(params: Params, x: Array, context: Array | None = None):
@@ -201,9 +202,9 @@ def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelih
     return make(likelihoods, "Likelihood", config.likelihood, shape, **config.likelihood_options)
 
 
-def _output_bias(likelihood: likelihoods.Likelihood, mean: Array, size: int) -> Array:
-    """The bias of the last layer: one an element of x, or, where a convolution has another `size`, of each channel."""
-    bias = likelihood.output_bias(mean)
+def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) -> Array:
+    """The bias of the last layer: one per element of x, or, where a convolution has another `size`, of each channel."""
+    bias = likelihood.output_bias(average)
     if bias.size != size:
-        bias = likelihood.output_bias(jnp.mean(mean, (0, 1)))
+        bias = likelihood.output_bias(jnp.mean(average, (0, 1)))
     return jnp.tile(bias.reshape(-1), size // bias.size)
