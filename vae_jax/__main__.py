@@ -1,6 +1,5 @@
 """`python -m vae_jax COMMAND RUN_DIR [flags]`: what a trained VAE can do. The run directory is all it takes."""
 
-import json
 import sys
 from argparse import Namespace
 
@@ -91,16 +90,19 @@ def parse(argv: list[str]) -> Namespace:
     return options
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """The exit status."""
     options = parse(argv)  # before jax is imported: a typo answers at once
     if getattr(options, "out", None) is None and "out" in options:
         names = {"encode": "latents.npz", "export": "vae.zip", "report": "report.html"}
         options.out = options.run_dir / names.get(options.command, f"{options.command}.png")
     console.setup_jax(options)
-    from vae_jax import commands
+    from vae_jax import commands, metrics
 
     result = getattr(commands, options.command)(options)
-    print(result if isinstance(result, str) else json.dumps(result))
+    text, status = result if isinstance(result, tuple) else (result, 0)
+    print(text if isinstance(text, str) else metrics.to_json(text))
+    return status
 
 
 def script() -> None:

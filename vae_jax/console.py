@@ -193,10 +193,10 @@ def setup_jax(options: argparse.Namespace) -> None:
             raise UserError(f"The processes did not meet at {options.coordinator} ({reason}).") from None
 
 
-def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Call `main` with the command line. Bad input is one line on stderr and the exit status 2."""
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Call `main` with the command line: the exit status. Bad input is one line on stderr and the status 2."""
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        return main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         return _refuse(str(error))
     except BrokenPipeError:  # the reader of stdout has left
@@ -214,7 +214,6 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         return _refuse(f"Out of memory ({str(error)[:200]}). Ask for less at once: smaller layers, batches or numbers.")
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _refuse(message: str) -> int:
@@ -241,8 +240,11 @@ def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and the first Ctrl-C only make the given function true; a second Ctrl-C interrupts."""
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Within it, SIGTERM and the first Ctrl-C are only what the given function returns; a second Ctrl-C interrupts.
+
+    That is the exit status of a process that such a signal ends, 143 or 130; 0 as long as none came.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -252,7 +254,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(received)
+        yield lambda: 128 + received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
