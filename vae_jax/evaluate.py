@@ -147,7 +147,8 @@ def mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: int = 1
 
 def active_units(mean: Any) -> int:
     """The number of latent dimensions whose posterior mean varies over examples. mean: [N, L], or a pytree of such."""
-    return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))
 
 
 def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:

@@ -108,6 +108,9 @@ def sweep(options: Namespace) -> tuple[str, int]:
                 continue
 
             for n, i in enumerate(group):
+                if lost[n]:
+                    console.say(f"{run_dirs[i].name} is lost: {guard.describe(guards[n])}")
+                    continue
                 run_dir, params = run_dirs[i], take(states.averaged, n)
                 values = metrics.means(evaluated(i, params))
                 at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
