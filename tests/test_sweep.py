@@ -30,7 +30,9 @@ from vae_jax import (
     sweep,
 )
 from vae_jax.__main__ import main
+from vae_jax.config import Config
 from vae_jax.errors import UserError
+from vae_jax.inputs import DataInfo
 
 # Everything that a member could get wrong: warm-up, cosine, rising beta, an average of the weights, fresh binarisation.
 # Smooth, because one rounding may decide whether a unit of ReLU is on, and what it decides is not small.
@@ -335,6 +337,18 @@ def test_new_members_begin_and_finished_ones_are_kept(unbroken, tmp_path, no_pic
     run(sweep_dir, *SMALL, **EVERY)
     assert contents(sweep_dir / "seed-1") == before
     assert_same_sweep(sweep_dir, unbroken)
+
+
+def test_a_member_keeps_its_directory_when_more_of_the_sweep_varies(tmp_path):
+    member, data = Config(seed=3, batch_size=4), DataInfo((5,), 0, (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
+    with runs.open_run(tmp_path / "seed-3", member, data):
+        pass
+    members = [replace(member, num_epochs=99, beta=beta) for beta in (4.0, 1.0)]
+    assert sweep._run_dirs(tmp_path, members) == [tmp_path / "seed-3_beta-4", tmp_path / "seed-3"]
+    with runs.open_run(tmp_path / "seed-3_beta-4", members[0], data):
+        pass
+    assert sweep._run_dirs(tmp_path, members[:1]) == [tmp_path / "seed-3_beta-4"]
+    assert sweep._run_dirs(tmp_path, [replace(member, latent_dim=3)]) == [tmp_path / "seed-3"], "which is refused"
 
 
 def test_more_epochs_of_a_sweep_are_the_longer_sweep(tmp_path, no_pictures, capsys):

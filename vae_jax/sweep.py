@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import combinations
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from vae_jax import (
     runs,
     views,
 )
-from vae_jax.config import Config
+from vae_jax.config import Config, differences
 from vae_jax.core import Params
 from vae_jax.ensemble import Traced, take
 from vae_jax.errors import UserError
@@ -50,7 +51,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
             "set --config.stream=false."
         )
     members = [inputs.absolute(member) for member in options.members]
-    config, run_dirs = members[0], [options.sweep_dir / name for name in names(members)]
+    config, run_dirs = members[0], _run_dirs(options.sweep_dir, members)
     data, examples, split, held_out, label = inputs.load(config, options.data_dir)
     vae = models.build(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
@@ -188,6 +189,24 @@ def names(members: Sequence[Config]) -> list[str]:
     """A name for each member, of its seed and what else differs: seed-0_beta-4."""
     varied = ["seed", *(name for name, values in ensemble.traced_of(members)._asdict().items() if values is not None)]
     return ["_".join(f"{name}-{_short(getattr(member, name))}" for name in varied) for member in members]
+
+
+def _run_dirs(sweep_dir: Path, members: Sequence[Config]) -> list[Path]:
+    """The directory of each member: of its name, or of the one that it had in a sweep in which less or more varied."""
+    found = []
+    for name, member in zip(names(members), members, strict=True):
+        parts = [f"{field}-{_short(getattr(member, field))}" for field in Traced._fields]
+        chosen = [own for size in range(len(parts) + 1) for own in combinations(parts, size)]
+        paths = [sweep_dir / own for own in (name, *("_".join((f"seed-{member.seed}", *own)) for own in chosen))]
+        found.append(next((path for path in paths if _is_of(path, member)), paths[0]))
+    return found
+
+
+def _is_of(run_dir: Path, member: Config) -> bool:
+    try:
+        return not differences(runs.read_run(run_dir)[0], member).keys() - {"num_epochs"}
+    except UserError:
+        return False
 
 
 def table(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
