@@ -1,6 +1,5 @@
 """Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
 
-import json
 import time
 from functools import partial
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from vae_jax import console
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     options = console.parse_train(argv)  # before jax is imported: a typo answers at once
     console.setup_jax(options)
 
@@ -30,6 +29,7 @@ def main(argv: list[str]) -> None:
         update,
         views,
     )
+    from vae_jax.errors import UserError
 
     # The data.
     config, run_dir = inputs.absolute(options.config), options.workdir
@@ -64,13 +64,16 @@ def main(argv: list[str]) -> None:
     init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
     state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
+    def lost(seen: guard.Guard) -> UserError:
+        return guard.lost(seen, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
+
     with (
         devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart)),
         tensorboard.mirror(run_dir, options.tensorboard and is_first) as copy_metrics,
         console.stop_signals() as stopped,
     ):
         state, totals = checkpoints.resume_everywhere(run_dir, state)
-        step, mean = int(state.step), None
+        step, mean, stop = int(state.step), None, 0
         if step and is_first:
             console.say(f"{run_dir}: resumed at step {step} of {num_steps}")
         state, _ = train(state, examples, np.int32(0))  # compiles, so that the rates below are of steps
@@ -84,7 +87,8 @@ def main(argv: list[str]) -> None:
                 break
             state, sums = train(state, examples, np.int32(count))
             sums, seen = jax.device_get((sums, state.guard))
-            guard.stop_if_lost(seen)
+            if seen.in_a_row >= guard.MAX_IN_A_ROW:
+                raise lost(seen)
             seconds = time.monotonic() - start
             totals = metrics.add(totals, sums, count, seconds)
             step, chunk = step + count, max(1, int(count / seconds))
@@ -117,10 +121,13 @@ def main(argv: list[str]) -> None:
                 views.draw_run(run_dir / f"epoch-{at['epoch']:g}", trained_vae, held_out, label, mean)
 
         bar.close()
-        if not is_first:
-            return
         state, held_out = devices.local((state, held_out))
-        checkpoints.save(run_dir, state, totals)  # stopped inside an epoch
+        if is_first:
+            checkpoints.save(run_dir, state, totals)  # stopped inside an epoch
+        if guard.is_lost(state.guard, num_steps):
+            raise lost(state.guard)
+        if not is_first:
+            return stop
         if mean is None and not (run_dir / "curves.png").exists():
             _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
         if mean is not None:
@@ -129,7 +136,8 @@ def main(argv: list[str]) -> None:
             pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
         if step < num_steps:
             console.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
-        print(json.dumps({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
+        print(metrics.to_json({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
+        return stop
 
 
 if __name__ == "__main__":

@@ -511,3 +511,8 @@ def test_own_data_in_bytes_is_scaled_as_in_training(vae, digits_run, tmp_path):
     np.savez(tmp_path / "floats.npz", x_train=x / 255, x_test=np.asarray(inputs.to_float(jnp.asarray(x))))
     a, b = (encoded(vae, digits_run, tmp_path, "--data", tmp_path / f"{name}.npz") for name in ("bytes", "floats"))
     np.testing.assert_allclose(a["mean"], b["mean"], atol=1e-6)
+
+
+def test_figures_that_are_not_finite_are_null(vae, digits_run, monkeypatch):
+    monkeypatch.setattr(commands, "evaluate", lambda _: {"nll": float("inf"), "kl_by_dimension": [float("nan"), 1.0]})
+    assert vae("evaluate", digits_run) == '{"nll": null, "kl_by_dimension": [null, 1.0]}\n'

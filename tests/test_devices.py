@@ -187,12 +187,12 @@ def test_what_one_process_is_told_or_finds_both_heed(alone, tmp_path):
         time.sleep(0.05)
     both[1].send_signal(signal.SIGTERM)
     codes, printed = ends(both)
-    assert codes == [0, 0] and "the same command resumes it" in printed[0][1]
+    assert codes == [143, 143] and "the same command resumes it" in printed[0][1]
 
-    codes, printed = ends(processes(run_dir, **RUN))
+    codes, printed = ends(processes(run_dir, **long | {"seed": 1}))
     assert codes == [2, 2]
     errors = [[line for line in err.splitlines() if line.startswith("error: ")] for _, err in printed]
-    assert "holds a run with another config: num_epochs" in errors[0][0]
+    assert "holds a run with another config: seed" in errors[0][0]
     assert errors[1] == ["error: The first process has ended with an error, which it prints."]
 
 

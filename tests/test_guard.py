@@ -10,8 +10,8 @@ import pytest
 from conftest import train_flags
 from helpers import lenient_optax, mlp_vae
 
-from vae_jax import guard
-from vae_jax.errors import UserError
+from vae_jax import checkpoints, guard
+from vae_jax.config import Config
 from vae_jax.inputs import Examples
 from vae_jax.objectives import negative_elbo
 from vae_jax.update import init_state, make_train, make_update
@@ -93,7 +93,7 @@ def test_a_hundred_in_a_row_stop_the_run_for_good(update, state):
     bad = spoil("kl")
     for _ in range(guard.MAX_IN_A_ROW - 1):
         state, _ = update(state, bad)
-    guard.stop_if_lost(state.guard)
+    assert not guard.is_lost(state.guard, 1000)
     state, _ = update(state, bad)
     before = numbers(state)
     for x in (bad, FINE):
@@ -101,8 +101,7 @@ def test_a_hundred_in_a_row_stop_the_run_for_good(update, state):
         assert metrics["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, numbers(state), before)
     assert state.guard[1:] == (guard.MAX_IN_A_ROW, 0, guard.TERMS.index("kl"))
-    with pytest.raises(UserError, match=r"seed-1: the loss .* 100 steps in a row \(skipped first: step 0, its kl\)"):
-        guard.stop_if_lost(state.guard, "seed-1")
+    assert guard.is_lost(state.guard, 1000)
 
 
 def test_members_side_by_side_are_guarded_one_by_one(update, state):
@@ -114,11 +113,70 @@ def test_members_side_by_side_are_guarded_one_by_one(update, state):
     assert all(kept) and not any(moved)
 
 
-def test_a_run_that_is_lost_ends_in_one_line(train_py, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("skipped", "in_a_row", "lost"), [(27, 27, True), (26, 26, False), (26, 0, False), (0, 0, False)]
+)
+def test_a_run_that_skipped_everything_is_lost(skipped, in_a_row, lost):
+    assert guard.is_lost(guard.Guard(skipped, in_a_row, 0, 0), 27) is lost
+
+
+@pytest.mark.parametrize(
+    ("step", "fields", "value_range", "num_steps", "saved", "advice"),
+    [
+        (0, {}, (-3, 700), 200, False, "The data goes from -3 to 700. Save it standardised: (x - x.mean(0)) / "),
+        (0, {}, (-900, 0), 200, False, "The data goes from -900 to 0. Save it standardised"),
+        (0, {}, (0, 1), 200, False, "No update had been made. Choose another likelihood"),
+        (
+            5,
+            {},
+            (0, 1),
+            200,
+            False,
+            "Give a learning rate below 0.001 or --config.clip_norm=1 or --config.warmup_steps=20.",
+        ),
+        (5, {"warmup_steps": 20, "clip_norm": 0.5}, (0, 1), 200, False, "Give a learning rate below 0.001."),
+        (5, {"clip_norm": 2.0}, (0, 1), 9, True, "below 0.001 or --config.clip_norm=1. Give --restart too"),
+        (5, {}, (0, 700), 200, False, "x.std(0).clip(1e-6). Give a learning rate below 0.001"),
+    ],
+)
+def test_the_advice_is_of_the_run(step, fields, value_range, num_steps, saved, advice):
+    seen = guard.Guard(107, 100, step, 1)
+    message = str(guard.lost(seen, Config(**fields), value_range, num_steps, saved))
+    assert f"lost: 107 updates skipped so far, the first at step {step}, where its kl was not finite. " in message
+    assert advice in message and ("--restart" in message) is saved
+
+
+def test_a_run_that_is_lost_ends_in_one_line(train_py, train, tmp_path, capsys):
+    """And its advice needs no --restart, since nothing was saved."""
     flags = train_flags(tmp_path / "run", learning_rate=1e30, optimizer="sgd", batch_size=10)
     assert train_py.console.run(train_py.main, flags) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "not finite for 100 steps in a row (skipped first: step " in line and "--config.learning_rate" in line
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "The run is lost: " in line and "a learning rate below 1e+30" in line and "--restart" not in line
+    assert out == ""
+    assert train(tmp_path / "run", learning_rate=1e-3, optimizer="sgd", batch_size=10, num_epochs=1)["step"] == 150
+
+
+def test_a_run_that_learned_nothing_ends_so_and_its_advice_helps(train_py, train, tmp_path, no_pictures, capsys):
+    x = np.random.default_rng(0).normal(500, 200, (100, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    fields = {"dataset": tmp_path / "x.npy", "likelihood": "gaussian", "batch_size": 30}
+    for _ in range(2):  # the second finds it at its end
+        with jax.numpy_dtype_promotion("standard"):
+            assert train_py.console.run(train_py.main, train_flags(tmp_path / "run", **fields)) == 2
+        out, err = capsys.readouterr()
+        last = err.splitlines()[-1]
+        assert out == "" and "lost: 6 updates skipped so far, the first at step 0, where its log_likelihood" in last
+        assert f"from {x.min():g} to {x.max():g}. Save it standardised: (x - x.mean(0)) / x.std(0)" in last
+        assert "Give --restart too" in last
+    assert checkpoints.load(tmp_path / "run").step == 6
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [(record["split"], record["loss"]) for record in records] == [("train", None), ("test", None)] * 2
+
+    np.save(tmp_path / "x.npy", (x - x.mean(0)) / x.std(0).clip(1e-6))
+    result = train(tmp_path / "run", "--restart", **fields)
+    assert result["step"] == 6 and result["loss"] < 10
 
 
 def test_what_was_skipped_is_in_the_metrics(train, tmp_path):

@@ -385,6 +385,12 @@ def test_the_loss_of_a_split_is_the_training_loss_of_it_as_one_batch(mlp, free_b
         assert alone > got["loss"] + 0.01
 
 
+def test_the_loss_of_a_split_is_exact_and_infinite_examples_make_no_warning():
+    values = np.full(10_000_001, 0.1, np.float32)
+    assert split_loss(Config(), {"loss": values})["loss"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+    assert np.isnan(split_loss(Config(), {"loss": np.float32([np.inf, -np.inf])})["loss"])
+
+
 def test_an_evaluation_computes_no_gradient():
     """The evaluation of DReG is as cheap as that of the pathwise estimator, and has the same value."""
 

@@ -16,6 +16,7 @@ from PIL import Image
 from vae_jax import console, metrics, runs
 from vae_jax.__main__ import main
 from vae_jax.config import Config, to_json
+from vae_jax.report import _curves
 
 VOID = {"meta", "link", "img", "source"}
 ALWAYS = ["Evaluation", "Learning curves", "Reconstructions", "Samples"]
@@ -257,3 +258,11 @@ def test_a_browser_has_nothing_to_say_and_nothing_to_load(vae, digits_run, tmp_p
 
     report(vae, digits_run, tmp_path / "a.html", *FEW)
     assert opened(tmp_path / "a.html", tmp_path) == ([], set())
+
+
+def test_curves_of_an_epoch_without_a_loss(tmp_path):
+    """One whose every update was skipped."""
+    fine = {"split": "train", "epoch": 1, "loss": 2.5, "log_likelihood": -2.0, "kl": 0.5}
+    drawn = _curves(tmp_path, [fine, fine | {"split": "test", "loss": None}])
+    assert "loss by epoch, at the end train 2.5" in drawn
+    assert "None" not in drawn

@@ -30,6 +30,12 @@ def error(function, *args, **kwargs):
     return str(caught.value)
 
 
+def trained(run_dir, step=30, config=CONFIG):
+    """A run with something to lose: a checkpoint. Of CONFIG, an epoch has 10 steps."""
+    begin(run_dir, config, DATA)
+    (run_dir / "checkpoints" / str(step)).mkdir()
+
+
 def test_begin_twice_is_the_same_run(tmp_path):
     begin(tmp_path / "a" / "run", CONFIG, DATA)
     before = contents(tmp_path)
@@ -47,7 +53,7 @@ def test_begin_twice_is_the_same_run(tmp_path):
     ],
 )
 def test_another_config_or_data_is_refused(tmp_path, config, data, says):
-    begin(tmp_path, CONFIG, DATA)
+    trained(tmp_path)
     message = error(begin, tmp_path, config, data)
     assert says in message and "--restart" in message and "another directory" in message
     assert runs.read_run(tmp_path) == (CONFIG, DATA)
@@ -68,6 +74,70 @@ def test_a_run_of_the_format_before_this_one_is_read_and_resumed(tmp_path, condi
     (tmp_path / "run.json").write_text(json.dumps({**run, "sha256": digests.of_json(run)}))
     assert runs.read_run(tmp_path) == (config, data)
     begin(tmp_path, config, data)
+
+
+@pytest.mark.parametrize("left", ["", "metrics.jsonl", "checkpoints/.new", ".curves.png.1.tmp"])
+def test_a_run_with_nothing_to_lose_begins_anew_with_any_config_or_data(tmp_path, left):
+    begin(tmp_path, CONFIG, DATA)
+    if left:
+        (tmp_path / left).mkdir() if left == "checkpoints/.new" else (tmp_path / left).touch()
+    for config, data in ((replace(CONFIG, seed=1), DATA), (CONFIG, DATA._replace(fingerprint="f" * 16))):
+        begin(tmp_path, config, data)
+        assert runs.read_run(tmp_path) == (config, data)
+
+
+@pytest.mark.parametrize("kept", ["samples.png", "checkpoints/5", "checkpoints/5.damaged", "notes.txt"])
+def test_what_could_be_lost_is_kept(tmp_path, kept):
+    begin(tmp_path, CONFIG, DATA)
+    (tmp_path / kept).mkdir()
+    assert "holds a run with another config" in error(begin, tmp_path, replace(CONFIG, seed=1), DATA)
+
+
+# more epochs
+
+
+@pytest.mark.parametrize("schedule", ["constant", "burda"])
+def test_more_epochs_are_the_same_run(tmp_path, schedule):
+    config = replace(CONFIG, schedule=schedule, num_epochs=3)
+    trained(tmp_path, 30, config)
+    for num_epochs in (5, 3, 4):
+        longer = replace(config, num_epochs=num_epochs)
+        with runs.open_run(tmp_path, longer, DATA):
+            assert "in use" in error(begin, tmp_path, longer, DATA), "run.json is another file, and it is locked too"
+        assert runs.read_run(tmp_path) == (longer, DATA)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "run.json"]
+    (tmp_path / "checkpoints" / "31").mkdir()
+    before = contents(tmp_path)
+    assert "num_epochs is 3, and" in (message := error(begin, tmp_path, config, DATA))
+    assert "is trained for 3.1 epochs already. Set at least as many" in message
+    for other in (replace(config, num_epochs=9, seed=1), replace(config, num_epochs=9, schedule="cosine")):
+        assert "another config: num_epochs (was 4, now 9), " in error(begin, tmp_path, other, DATA)
+    assert contents(tmp_path) == before
+
+
+def test_more_epochs_of_a_schedule_that_ends_name_the_flags_that_go_on(tmp_path):
+    run_dir = tmp_path / "a run"
+    trained(run_dir, 30, replace(CONFIG, schedule="cosine", num_epochs=3))
+    message = error(begin, run_dir, replace(CONFIG, schedule="cosine", num_epochs=5), DATA)
+    assert "cosine schedule ends with its 3 epochs" in message
+    assert f"--config.init_from='{run_dir}'" in message and f"--workdir='{run_dir}'-more" in message
+
+
+def test_more_epochs_on_other_data_are_refused(tmp_path):
+    trained(tmp_path, 30, replace(CONFIG, num_epochs=3))
+    other = DATA._replace(fingerprint="f" * 16)
+    assert "another config: num_epochs" in error(begin, tmp_path, replace(CONFIG, num_epochs=5), other)
+
+
+def test_a_run_json_that_cannot_be_written_anew_stays_as_it_was(tmp_path, monkeypatch):
+    trained(tmp_path, 30, replace(CONFIG, num_epochs=3))
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError):
+            begin(tmp_path, replace(CONFIG, num_epochs=5), DATA)
+    assert contents(tmp_path) == before
+    begin(tmp_path, replace(CONFIG, num_epochs=5), DATA)
 
 
 def test_data_may_move(tmp_path):

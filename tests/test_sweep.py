@@ -30,7 +30,9 @@ from vae_jax import (
     sweep,
 )
 from vae_jax.__main__ import main
+from vae_jax.config import Config
 from vae_jax.errors import UserError
+from vae_jax.inputs import DataInfo
 
 # Everything that a member could get wrong: warm-up, cosine, rising beta, an average of the weights, fresh binarisation.
 # Smooth, because one rounding may decide whether a unit of ReLU is on, and what it decides is not small.
@@ -204,18 +206,65 @@ def test_the_table_is_printed_in_markdown(swept):
     assert rows[0].startswith(f"| 1 | 0.01 | 2 | {first['loss']:.3f} ± {first['loss_se']:.3f} | ")
 
 
+ROW = {"seed": 0, "beta": 1.0, "learning_rate": 0.1, "lost": False}
+
+
 def test_one_seed_has_no_standard_error():
-    (row,) = sweep.table([{"seed": 0, "beta": 1.0, "learning_rate": 0.1, "loss": 2.0, "elbo": -2.0}])
+    (row,) = sweep.table([ROW | {"loss": 2.0, "elbo": -2.0}])
     assert row == {
         "beta": 1.0,
         "learning_rate": 0.1,
         "num_seeds": 1,
+        "num_lost": 0,
         "loss": 2.0,
         "loss_se": None,
         "elbo": -2.0,
         "elbo_se": None,
     }
     assert sweep.markdown([row], "test", None).splitlines()[-1] == "| 1 | 0.1 | 1 | 2.000 ± - | -2.000 ± - |"
+
+
+def test_the_table_is_of_the_seeds_that_are_not_lost():
+    lost = {"lost": True, "loss": None, "elbo": None}
+    figures = [ROW | {"loss": 2.0, "elbo": -1.0}, ROW | lost, ROW | {"loss": 4.0, "elbo": None}]
+    rows = sweep.table([*figures, ROW | lost | {"beta": 4.0}])
+    assert [(row["num_seeds"], row["num_lost"], row["loss"]) for row in rows] == [(2, 1, 3.0), (0, 1, None)]
+    assert rows[0]["loss_se"] == pytest.approx(1.0) and np.isnan(rows[0]["elbo"])
+    assert sweep.markdown(rows, "test", None).splitlines()[-2:] == [
+        "| 1 | 0.1 | 2 (1 lost) | 3.000 ± 1.000 | nan ± nan |",
+        "| 4 | 0.1 | 0 (1 lost) | lost | lost |",
+    ]
+
+
+# a member that diverges
+
+LOST = {"optimizer": "sgd", "schedule": "constant", "warmup_steps": 0, "beta_warmup_steps": 0, "batch_size": 15}
+LOST |= {"num_epochs": 2, "eval_epochs": 1}
+
+
+def test_a_member_that_diverges_is_marked_and_the_others_finish(tmp_path, capsys):
+    for _ in range(2):  # the second finds both at their end
+        stdout = run(tmp_path, "--learning_rates=1e-3,1e30", "--num_samples=2", **LOST)
+        assert "seed-0_learning_rate-1e+30 is lost: " in capsys.readouterr().err
+        swept = json.loads((tmp_path / "sweep.json").read_text(), parse_constant=pytest.fail)
+        fine, lost = swept["members"]
+        assert (fine["lost"], lost["lost"]) == (False, True)
+        assert fine["step"] == 200 and fine["nll"] < 60 and lost.get("loss") is None and lost.get("nll") is None
+        assert [row["num_lost"] for row in swept["table"]] == [0, 1]
+        assert stdout.splitlines()[-1] == "| 1 | 1e+30 | 0 (1 lost) | lost | lost | lost | lost |"
+        before = contents(tmp_path)
+    assert contents(tmp_path) == before
+    assert (tmp_path / "seed-0_learning_rate-0.001" / "samples.png").exists()
+
+
+def test_a_sweep_of_which_all_is_lost_ends_with_an_error(tmp_path, capsys):
+    argv = ["sweep", str(tmp_path), "--learning_rates=1e25,1e30"]
+    argv += [f"--config.{name}={value}" for name, value in (FIELDS | LOST).items()]
+    with jax.numpy_dtype_promotion("standard"):
+        assert console.run(main, argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].startswith(f"error: No run of {tmp_path} has learned anything. seed-0_")
+    assert [own["lost"] for own in json.loads((tmp_path / "sweep.json").read_text())["members"]] == [True, True]
 
 
 # stopping and resuming
@@ -249,12 +298,14 @@ def test_stopped_inside_an_epoch_and_resumed_equals_unbroken(unbroken, tmp_path,
 
     @contextlib.contextmanager
     def stop_signals():
-        yield lambda: next(calls) >= 27
+        yield lambda: 130 if next(calls) >= 27 else 0
 
     with monkeypatch.context() as patch:
         patch.setattr(console, "stop_signals", stop_signals)
         patch.setattr(sweep, "time", SimpleNamespace(monotonic=count(1.0).__next__))  # one step a call
-        run(tmp_path, *SMALL, **EVERY)
+        argv = [f"--config.{name}={value}" for name, value in (FIELDS | EVERY).items()]
+        with jax.numpy_dtype_promotion("standard"):
+            assert console.run(main, ["sweep", str(tmp_path), *SMALL, *argv]) == 130
     assert "stopped at step 27 of 60; the same command resumes it" in capsys.readouterr().err
     assert {checkpoints.load(run_dir).step for run_dir in members_of(tmp_path)} == {27}
     run(tmp_path, *SMALL, **EVERY)
@@ -279,12 +330,45 @@ def test_a_finished_sweep_stays_as_it_is(unbroken, no_pictures):
     assert contents(unbroken) == before
 
 
-def test_members_without_a_common_step_are_refused(unbroken, tmp_path):
+def test_new_members_begin_and_finished_ones_are_kept(unbroken, tmp_path, no_pictures):
+    sweep_dir = tmp_path / "sweep"
+    run(sweep_dir, "--seeds=1", **EVERY)
+    before = contents(sweep_dir / "seed-1")
+    run(sweep_dir, *SMALL, **EVERY)
+    assert contents(sweep_dir / "seed-1") == before
+    assert_same_sweep(sweep_dir, unbroken)
+
+
+def test_a_member_keeps_its_directory_when_more_of_the_sweep_varies(tmp_path):
+    member, data = Config(seed=3, batch_size=4), DataInfo((5,), 0, (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
+    with runs.open_run(tmp_path / "seed-3", member, data):
+        pass
+    members = [replace(member, num_epochs=99, beta=beta) for beta in (4.0, 1.0)]
+    assert sweep._run_dirs(tmp_path, members) == [tmp_path / "seed-3_beta-4", tmp_path / "seed-3"]
+    with runs.open_run(tmp_path / "seed-3_beta-4", members[0], data):
+        pass
+    assert sweep._run_dirs(tmp_path, members[:1]) == [tmp_path / "seed-3_beta-4"]
+    assert sweep._run_dirs(tmp_path, [replace(member, latent_dim=3)]) == [tmp_path / "seed-3"], "which is refused"
+
+
+def test_more_epochs_of_a_sweep_are_the_longer_sweep(tmp_path, no_pictures, capsys):
+    fields = EVERY | {"schedule": "constant"}
+    run(tmp_path / "unbroken", "--seeds=0,1", **fields)
+    for num_epochs in (1, 3):
+        run(tmp_path / "longer", "--seeds=0,1", **fields | {"num_epochs": num_epochs})
+    assert "2 of 2 runs resumed at step 20 of 60" in capsys.readouterr().err
+    assert_same_sweep(tmp_path / "longer", tmp_path / "unbroken")
+
+
+def test_a_refusal_leaves_no_new_member(unbroken, tmp_path):
+    """Of a member that holds only damaged checkpoints, which is seen after its directory is opened."""
     sweep_dir = shutil.copytree(unbroken, tmp_path / "sweep")
-    shutil.rmtree(sweep_dir / "seed-1" / "checkpoints")
-    with pytest.raises(UserError, match=r"no step in common \(seed-0: \[40, 60\]; seed-1: \[\];.*--restart"):
-        run(sweep_dir, *SMALL, **EVERY)
-    assert checkpoints.load(sweep_dir / "seed-0").step == 60
+    for path in (sweep_dir / "seed-1" / "checkpoints").glob("*/SHA256SUMS"):
+        path.unlink()
+    before = contents(sweep_dir)
+    with pytest.raises(UserError, match="seed-1 has only damaged checkpoints"):
+        run(sweep_dir, "--seeds=7,0,1", **EVERY)
+    assert contents(sweep_dir) == before and not (sweep_dir / "seed-7").exists()
 
 
 def test_another_config_is_refused_and_leaves_nothing(unbroken):

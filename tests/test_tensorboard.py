@@ -132,6 +132,13 @@ def test_nothing_but_event_files_is_deleted(tmp_path):
     assert names == ["events", "notes"]
 
 
+def test_what_is_not_finite_has_no_point(tmp_path):
+    metrics.append(tmp_path, {"step": 1, "split": "train", "loss": float("nan"), "kl": 2.5})
+    with tensorboard.mirror(tmp_path, True):
+        pass
+    assert points(tmp_path) == {("train", 1): {"kl": 2.5}}
+
+
 def test_missing_package_is_one_line_before_anything_is_written(train_py, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert console.run(train_py.main, train_flags(tmp_path / "run", "--tensorboard")) == 2

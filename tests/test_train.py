@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -331,6 +332,38 @@ def test_restart_moves_the_old_run_aside_intact(train, tmp_path, no_pictures, ca
     assert contents(tmp_path / "run.1") == first and (tmp_path / "run.2").is_dir()
 
 
+# more epochs
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"schedule": "burda", "warmup_steps": 4}, pytest.param({"schedule": "constant"}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_more_epochs_end_as_if_they_had_been_asked_for_at_once(fields, train, tmp_path, no_pictures, capsys):
+    fields = DYNAMIC | {"batch_size": 500, "num_epochs": 6} | fields  # a stage of burda begins after 1 and 4 epochs
+    train(tmp_path / "unbroken", **fields)
+    for num_epochs in (2, 6):
+        train(tmp_path / "longer", **fields | {"num_epochs": num_epochs})
+    assert "resumed at step 6 of 18" in capsys.readouterr().err
+    assert_bit_equal(final_state(tmp_path / "longer"), final_state(tmp_path / "unbroken"))
+    assert_same_records(tmp_path / "longer", tmp_path / "unbroken")
+    runs_json = [(tmp_path / name / "run.json").read_bytes() for name in ("longer", "unbroken")]
+    assert runs_json[0] == runs_json[1]
+
+
+def test_more_epochs_than_a_schedule_has_go_on_as_the_error_says(train, tmp_path, no_pictures):
+    run_dir, fields = tmp_path / "run", {"schedule": "cosine", "batch_size": 500}
+    train(run_dir, num_epochs=1, **fields)
+    before = contents(run_dir)
+    with pytest.raises(UserError) as caught:
+        train(run_dir, num_epochs=2, **fields)
+    flags = re.findall(r"--(?:config\.init_from|workdir)=[^ ]*[^ .]", str(caught.value))
+    result = train(run_dir, *flags, num_epochs=2, **fields)
+    assert result["run_dir"] == f"{run_dir}-more" and result["step"] == 6
+    assert result["loss"] < metrics.read(run_dir)[-1]["loss"] and contents(run_dir) == before
+
+
 # a run that begins with the weights of another one
 
 STILL = {"optimizer": "sgd", "learning_rate": 1e-30, "ema_decay": 0}  # what it adds is lost in rounding
@@ -376,6 +409,16 @@ def test_weights_of_another_model_are_refused(fields, says, train, digits_run, v
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_are_not_finite_are_refused(train, tmp_path, no_pictures, monkeypatch):
+    train(tmp_path / "first", num_epochs=1)
+    source = checkpoints.load(tmp_path / "first")
+    source.params["decoder"]["output"]["bias"] = source.params["decoder"]["output"]["bias"].at[3].set(np.inf)
+    monkeypatch.setattr(checkpoints, "load", lambda _: source)
+    with pytest.raises(UserError, match=r"not finite at its step 15 \(decoder/output/bias\)\. Choose another run"):
+        train(tmp_path / "run", num_epochs=1, init_from=tmp_path / "first")
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_of_other_classes_are_refused(train, conditional_run, tmp_path):
     with pytest.raises(UserError, match=r"the number of classes \(there 10, here 2\)"):
         train(tmp_path / "run", init_from=conditional_run, conditional="true", classes="0,1")
@@ -395,7 +438,7 @@ def test_restart_with_its_own_weights_is_refused(train, tmp_path, no_pictures):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "Ctrl-C"]
 )
-def test_signal_saves_and_exits_cleanly(number, train, tmp_path):
+def test_signal_saves_and_says_so_by_the_exit_status(number, train, tmp_path):
     fields = {"num_epochs": 100_000, "eval_epochs": 1000}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *train_flags(tmp_path / "run", **fields)],
@@ -413,7 +456,7 @@ def test_signal_saves_and_exits_cleanly(number, train, tmp_path):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + number, err
     assert err.splitlines()[-1].endswith("of 1500000; the same command resumes it") and "Traceback" not in err
     assert json.loads(out)["run_dir"] == str(tmp_path / "run")
     step = checkpoints.load(tmp_path / "run").step
@@ -422,14 +465,14 @@ def test_signal_saves_and_exits_cleanly(number, train, tmp_path):
 
 def test_second_interrupt_interrupts():
     with console.stop_signals() as stopped:
-        assert not stopped()
+        assert stopped() == 0
         signal.raise_signal(signal.SIGTERM)
-        assert stopped()
+        assert stopped() == 143
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     with console.stop_signals() as stopped:
         signal.raise_signal(signal.SIGINT)
-        assert stopped()
+        assert stopped() == 130
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

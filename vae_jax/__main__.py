@@ -1,6 +1,5 @@
 """`python -m vae_jax COMMAND RUN_DIR [flags]`: what a trained VAE can do. The run directory is all it takes."""
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -105,15 +104,18 @@ def parse(argv: list[str]) -> Namespace:
     return options
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """The exit status."""
     options = parse(argv)  # before jax is imported: a typo answers at once
     if "out" in options and options.out is None:
         options.out = options.run_dir / options.file_name
     console.setup_jax(options)
-    from vae_jax import commands
+    from vae_jax import commands, metrics
 
     result = getattr(commands, options.command)(options)
-    print(result if isinstance(result, str) else json.dumps(result))
+    text, status = result if isinstance(result, tuple) else (result, 0)
+    print(text if isinstance(text, str) else metrics.to_json(text))
+    return status
 
 
 def script() -> None:

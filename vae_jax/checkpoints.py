@@ -11,11 +11,12 @@ checkpoints/N/      after step N, there by one renaming when all of it is writte
 import json
 import shutil
 import sys
-from math import isnan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from vae_jax import arrays, devices, digests, inputs, metrics, models
 from vae_jax.config import Config, differences
@@ -23,6 +24,7 @@ from vae_jax.core import VAE, Params
 from vae_jax.errors import UserError
 from vae_jax.inputs import DataInfo
 from vae_jax.runs import read_run
+from vae_jax.runs import steps as steps
 from vae_jax.update import TrainState
 
 MAX_SECONDS = 300  # of training without a checkpoint, however far the next evaluation is
@@ -50,7 +52,7 @@ def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float |
     new, (params, rest) = _folder(run_dir, ".new"), _split(state)
     try:
         arrays.write(new, params=params, state=rest)
-        (new / "progress.json").write_text(json.dumps({"loss": loss, "totals": totals}), "utf-8")
+        (new / "progress.json").write_text(metrics.to_json({"loss": loss, "totals": totals}), "utf-8")
         (new / "metrics.jsonl").write_text(metrics.text(run_dir), "utf-8")
         digests.write(new)
         (run_dir / "run.json").stat()  # orbax makes a directory anew that has vanished
@@ -64,13 +66,6 @@ def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float |
     for step in steps(run_dir)[:-2]:
         if step != best:
             _delete(run_dir, step)
-
-
-def steps(run_dir: Path) -> list[int]:
-    """The steps that have a checkpoint, damaged or not, in their order."""
-    folder = run_dir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def sound_steps(run_dir: Path) -> list[int]:
@@ -150,7 +145,7 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     """`vae` that begins with the latest weights of the run `config.init_from`; as it is without one.
 
     The optimiser, the schedules and the average of the weights begin anew. UserError if that is no run of the same
-    model on examples of the same shape.
+    model on examples of the same shape, or if its weights are not finite.
     """
     if not config.init_from:
         return vae
@@ -163,6 +158,13 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     if found:
         listed = ", ".join(f"{name} (there {a!r}, here {b!r})" for name, (a, b) in found.items())
         raise UserError(f"init_from is {config.init_from}, a run of another model: {listed}. Set the same here.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(source.params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"init_from is {config.init_from}, whose weights are not finite at its step {source.step} ({name}). "
+                "Choose another run, or train that one anew."
+            )
     return vae._replace(init=lambda key, x: source.params)
 
 
@@ -224,7 +226,7 @@ def _loss(folder: Path) -> float | None:
     if digests.damage(folder, "progress.json"):
         return None
     loss, _ = _progress(folder)
-    return None if loss is None or isnan(loss) else loss
+    return loss if loss is not None and isfinite(loss) else None
 
 
 def _progress(folder: Path) -> tuple[float | None, metrics.Totals]:
@@ -237,7 +239,7 @@ def _progress(folder: Path) -> tuple[float | None, metrics.Totals]:
         loss, totals = progress["loss"], progress["totals"]
         if not all(isinstance(number, float | int | None) for number in (loss, *totals.values())):
             raise TypeError("not only numbers")
-        return loss, totals
+        return loss, {name: nan if total is None else total for name, total in totals.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{path} is no progress of a run ({reason}). Choose another checkpoint.") from None

@@ -222,7 +222,7 @@ def setup_jax(options: argparse.Namespace) -> None:
             raise UserError(f"The processes did not meet at {options.coordinator} ({reason}).") from None
 
 
-def script(main: Callable[[list[str]], None]) -> NoReturn:
+def script(main: Callable[[list[str]], int | None]) -> NoReturn:
     """`run` as all that this process does, whatever the encoding of the terminal."""
     if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:  # tensorstore knows only UTF-8 names
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -232,10 +232,10 @@ def script(main: Callable[[list[str]], None]) -> NoReturn:
     sys.exit(run(main))
 
 
-def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Call `main` with the command line. Bad input is one line on stderr and the exit status 2."""
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Call `main` with the command line: the exit status. Bad input is one line on stderr and the status 2."""
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        return main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         return _refuse(str(error))
     except BrokenPipeError:  # the reader of stdout has left
@@ -253,7 +253,6 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         return _refuse(f"Out of memory ({str(error)[:200]}). Ask for less at once: smaller layers, batches or numbers.")
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _refuse(message: str) -> int:
@@ -280,8 +279,11 @@ def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and the first Ctrl-C only make the given function true; a second Ctrl-C interrupts."""
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Within it, SIGTERM and the first Ctrl-C are only what the given function returns; a second Ctrl-C interrupts.
+
+    That is the exit status of a process that such a signal ends, 143 or 130; 0 as long as none came.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -291,7 +293,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(received)
+        yield lambda: 128 + received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

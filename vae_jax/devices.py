@@ -102,14 +102,14 @@ def of_first(context: AbstractContextManager[Any]) -> Iterator[None]:
         yield
 
 
-def agree(count: int, stop: bool) -> tuple[int, bool]:
-    """The least count, and whether any process wants to stop: the same in all of them."""
+def agree(count: int, stop: int) -> tuple[int, int]:
+    """The least count, and the status with which any process wants to stop, else 0: the same in all of them."""
     if jax.process_count() == 1:
         return count, stop
     from jax.experimental import multihost_utils
 
     all_of = multihost_utils.process_allgather(np.array([count, stop], np.int32))
-    return int(all_of[:, 0].min()), bool(all_of[:, 1].any())
+    return int(all_of[:, 0].min()), int(all_of[:, 1].max())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -213,7 +213,8 @@ def active_units(mean: Any) -> int:
     learned prior, whose scale is free, the count says little. Of a flow, `mean` is the image of the base's mean, and of
     the latent inferred second in a hierarchy the mean given that of the first: not E_q[z] but a point in its place.
     """
-    return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))
 
 
 def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,29 @@ def add(totals: Totals, sums: Mapping[str, Any], steps: int, seconds: float) -> 
 
 
 def averages(totals: Totals, batch_size: int) -> dict[str, float]:
-    """The mean of each metric over the steps that were not skipped, how many were, and the examples a second."""
+    """The mean of each metric over the steps that were not skipped, NaN without one; how many were; examples/s."""
     steps, seconds, skipped = (totals[name] for name in ("steps", "seconds", "skipped"))
     sums = {name: total for name, total in totals.items() if name not in ("steps", "seconds", "skipped")}
-    means = {name: total / max(1, steps - skipped) for name, total in sums.items()}
+    means = {name: total / (steps - skipped) if skipped < steps else nan for name, total in sums.items()}
     return {**means, "skipped": skipped, "examples_per_second": steps * batch_size / seconds}
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN and no infinity: such a number is written as null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: finite(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not isfinite(value) else value
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def append(run_dir: Path, *records: dict[str, Any]) -> None:
     with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.write("".join(to_json(record) + "\n" for record in records))
 
 
 def text(run_dir: Path) -> str:

@@ -209,7 +209,8 @@ def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, fl
     KL in a loss with free bits: sum_d max(KL_d, free_bits) with KL_d averaged over the whole split, as over a batch in
     training.
     """
-    means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
+    with np.errstate(invalid="ignore"):  # of infinities of both signs
+        means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
     if config.free_bits:
         each = means.pop("kl_by_dimension")
         means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))

@@ -117,7 +117,7 @@ def _curves(folder: Path, records: list[dict[str, Any]]) -> str:
     last = {record["split"]: record for record in records}
     charts = []
     for name in ("loss", "log_likelihood", "kl"):
-        ends = ", ".join(f"{split} {record[name]:.4g}" for split, record in last.items())
+        ends = ", ".join(f"{split} {record[name]:.4g}" for split, record in last.items() if record[name] is not None)
         draw = partial(pictures.save_curves, records=records, names=(name,))
         charts.append(_chart(folder, draw, f"{name} by epoch, at the end {ends}"))
     return webpage.row(charts)

@@ -8,11 +8,12 @@ checkpoints/     see checkpoints.py
 import json
 import operator
 import os
+import shlex
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from math import isfinite, prod
 from pathlib import Path
@@ -33,8 +34,9 @@ MAX_VALUES = 2**28  # of an example: a picture of 9,000 x 9,000 pixels in colour
 def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = False) -> Iterator[None]:
     """Begin a run directory, or go on with the one there if it is of the same config and data; alone, within the block.
 
-    restart: move an existing one aside first. UserError names the fields that differ, or says that another process
-    trains there.
+    More epochs are the same config unless the schedule of the learning rate depends on their number. A run that has
+    nothing to lose begins anew with any config. restart: move an existing one aside first. UserError names the fields
+    that differ, or says that another process trains there.
     """
     path = run_dir / "run.json"
     if run_dir.exists() and not run_dir.is_dir():
@@ -52,11 +54,10 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}). Choose another directory.") from None
-    with _locked(path):
-        if _is_new(run_dir):
-            _write_run(path, config, data)
-        else:
-            _check_same(run_dir, config, data)
+    with ExitStack() as stack:
+        stack.enter_context(_locked(path))
+        if _is_new(run_dir) or not _is_same(run_dir, config, data):
+            stack.enter_context(_write_run(path, config, data))
         for litter in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*")):  # of a crash
             shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         yield
@@ -116,9 +117,14 @@ def _is_new(run_dir: Path) -> bool:
     """Whether nothing is there, or only what a run killed at its very beginning left."""
     if not run_dir.is_dir():
         return not run_dir.exists()
-    left = {path.name: path for path in run_dir.iterdir()}
-    run, folder = left.pop("run.json", None), left.pop("checkpoints", None)
-    return not left and not (run and run.stat().st_size) and not (folder and any(folder.glob("*")))
+    run = run_dir / "run.json"
+    return not _holds(run_dir, "run.json") and not (run.exists() and run.stat().st_size)
+
+
+def _holds(run_dir: Path, *but: str) -> bool:
+    """Whether there is anything in a run directory but what is named and what a crash left half-written."""
+    left = {path.name for path in run_dir.iterdir() if not (path.name[0] == "." and path.suffix == ".tmp")}
+    return bool(left - {"checkpoints", *but}) or any(p.name[0] != "." for p in (run_dir / "checkpoints").glob("*"))
 
 
 def _check_run(run_dir: Path) -> None:
@@ -157,29 +163,61 @@ def _checked(data: DataInfo) -> DataInfo:
     return data._replace(shape=shape, classes=classes, range=(low, high))
 
 
-def _check_same(run_dir: Path, config: Config, data: DataInfo) -> None:
-    """UserError unless the run in `run_dir` has this config and this data."""
+def _is_same(run_dir: Path, config: Config, data: DataInfo) -> bool:
+    """Whether run.json has this config and this data; if not, it is to be written anew. UserError if it must not be."""
     old_config, old_data = read_run(run_dir)
-    changed = [f"{name} (was {a!r}, now {b!r})" for name, (a, b) in differences(old_config, config).items()]
+    found = differences(old_config, config)
+    changed = [f"{name} (was {a!r}, now {b!r})" for name, (a, b) in found.items()]
     if not changed and old_data.fingerprint != data.fingerprint:
         changed = [f"the data (was {old_data.fingerprint}, now {data.fingerprint})"]
-    if changed:
+    if not changed or not _holds(run_dir, "run.json", "metrics.jsonl"):
+        return not changed
+    if found.keys() == {"num_epochs"} and old_data.fingerprint == data.fingerprint:
+        trained = max(steps(run_dir), default=0) / (data.num_train // config.batch_size)
+        if config.num_epochs < trained:
+            raise UserError(
+                f"num_epochs is {config.num_epochs}, and {run_dir} is trained for {trained:.4g} epochs already. Set at "
+                "least as many, or choose another directory."
+            )
+        if config.schedule != "cosine":
+            return False
+        here = shlex.quote(str(run_dir.resolve()))
         raise UserError(
-            f"{run_dir} holds a run with another config: {', '.join(changed)}. Choose another directory, or begin "
-            "anew with --restart."
+            f"{run_dir} holds a run whose cosine schedule ends with its {old_config.num_epochs} epochs. To train on "
+            f"from its weights, give the command with --config.init_from={here} too, and with another SWEEP_DIR or "
+            f"--workdir={here}-more."
         )
+    raise UserError(
+        f"{run_dir} holds a run with another config: {', '.join(changed)}. Choose another directory, or begin "
+        "anew with --restart."
+    )
 
 
-def _write_run(path: Path, config: Config, data: DataInfo) -> None:
-    """Fill the file in its place: another one would not be locked."""
+def steps(run_dir: Path) -> list[int]:
+    """The steps that have a checkpoint, damaged or not, in their order."""
+    folder = run_dir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+@contextmanager
+def _write_run(path: Path, config: Config, data: DataInfo) -> Iterator[None]:
+    """Write run.json whole or not at all, and hold it: what is locked is the file in whose place it comes."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
-    try:
-        path.write_text(json.dumps({**run, "sha256": digests.of_json(run)}, indent=2) + "\n", "utf-8")
-    except OSError:
-        os.truncate(path, 0)  # what is empty can be begun again
-        raise
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        try:
+            with suppress(ImportError, OSError):
+                _lock(file)
+            file.write(json.dumps({**run, "sha256": digests.of_json(run)}, indent=2) + "\n")
+            file.flush()
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        yield
 
 
 @contextmanager
@@ -187,21 +225,22 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold a file, made empty if there is none, until the block ends or the process, however that ends."""
     while True:
         with open(path, "a", encoding="utf-8") as file:
-            _lock(file, path)
-            # Before it was held, its folder may have been moved aside and begun anew.
+            try:
+                _lock(file)
+            except BlockingIOError:
+                raise UserError(
+                    f"{path.parent} is in use: another process trains there. Wait for its end, or choose another "
+                    "directory."
+                ) from None
+            except (ImportError, OSError) as error:  # Windows, and file systems without locks
+                print(f"{path} cannot be locked ({error}): let no other process train there", file=sys.stderr)
+            # Before it was held, its folder may have been moved aside and begun anew, or the file written anew.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
                 return
 
 
-def _lock(file: IO[str], path: Path) -> None:
-    try:
-        import fcntl
+def _lock(file: IO[str]) -> None:
+    import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{path.parent} is in use: another process trains there. Wait for its end, or choose another directory."
-        ) from None
-    except (ImportError, OSError) as error:  # Windows, and file systems without locks
-        print(f"{path} cannot be locked ({error}): let no other process train there", file=sys.stderr)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,11 +3,12 @@
 Each member is an ordinary run: its directory is the one that train.py writes for its config, and resumes.
 """
 
-import json
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import combinations
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,19 @@ from vae_jax import (
     runs,
     views,
 )
-from vae_jax.config import Config
+from vae_jax.config import Config, differences
+from vae_jax.core import Params
 from vae_jax.ensemble import Traced, take
 from vae_jax.errors import UserError
-from vae_jax.update import TrainState
 
 COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; in nats, but for the last
 
 
-def sweep(options: Namespace) -> str:
-    """Train the configs `options.members`, write SWEEP_DIR/sweep.json and return its table in Markdown.
+def sweep(options: Namespace) -> tuple[str, int]:
+    """Train the configs `options.members`, write SWEEP_DIR/sweep.json; its table in Markdown, and the exit status.
 
-    UserError before any training for a config that cannot be trained, or a directory that holds another run.
+    Members that are finished are only evaluated. One that is lost is marked as such. UserError before any training for
+    a config that cannot be trained, or a directory that holds another run; and at the end if every member is lost.
     """
     # What the members share: nothing of it depends on what differs between them.
     if options.members[0].stream:
@@ -49,7 +51,7 @@ def sweep(options: Namespace) -> str:
             "set --config.stream=false."
         )
     members = [inputs.absolute(member) for member in options.members]
-    config, run_dirs = members[0], [options.sweep_dir / name for name in names(members)]
+    config, run_dirs = members[0], _run_dirs(options.sweep_dir, members)
     data, examples, split, held_out, label = inputs.load(config, options.data_dir)
     vae = models.build(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
@@ -59,54 +61,59 @@ def sweep(options: Namespace) -> str:
     num_steps = config.num_epochs * steps_per_epoch
 
     traced, states = ensemble.traced_of(members), ensemble.init_states(vae, members, steps_per_epoch, examples.x)
+    keys, alone = states.key, [take(states, i) for i in range(len(members))]
+    totals = [metrics.Totals() for _ in members]
+    del states
     train = ensemble.make_train(vae, objective, config, steps_per_epoch)
     evaluate_member = ensemble.make_evaluate(vae, objectives.build_evaluation(config))
     means: list[Any] = [None] * len(members)
 
-    def evaluated(i: int) -> dict[str, np.ndarray]:
-        pair = take((states.averaged, traced.beta), i)
-        values, means[i] = evaluate_member(pair, jax.random.key(0), held_out)
+    def evaluated(i: int, params: Params) -> dict[str, np.ndarray]:
+        values, means[i] = evaluate_member((params, take(traced.beta, i)), jax.random.key(0), held_out)
         return values
 
-    def draw(i: int, folder: Path) -> None:
-        trained = checkpoints.Restored(members[i], data, vae, take(states.averaged, i), step)
+    def draw(i: int, params: Params, step: int, folder: Path) -> None:
+        trained = checkpoints.Restored(members[i], data, vae, params, step)
         views.draw_run(folder, trained, held_out, label, means[i])
 
-    with ExitStack() as stack:
-        # Those that exist first: a refusal leaves nothing new.
-        for run_dir, member in sorted(zip(run_dirs, members, strict=True), key=lambda pair: not pair[0].exists()):
-            stack.enter_context(runs.open_run(run_dir, member, data, restart=options.restart))
-        stopped = stack.enter_context(console.stop_signals())
-        states, totals = _resume(run_dirs, states)
-        step = int(states.step[0])
+    def improve(group: list[int], step: int) -> None:
+        """Train the members of `group`, which are all at `step`, until the end or a signal, and save them."""
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(alone[i]._replace(key=None) for i in group))
+        # A run's key is that of its seed: never another one.
+        states = states._replace(key=take(keys, np.array(group)))
+        own_traced = take(traced, np.array(group))
         if step:
-            console.say(f"{options.sweep_dir}: resumed at step {step} of {num_steps}")
-        states, _ = train(states, traced, examples, jax.device_put(np.int32(0)))
+            who = f"{len(group)} of {len(members)} runs"
+            console.say(f"{options.sweep_dir}: {who} resumed at step {step} of {num_steps}")
+        states, _ = train(states, own_traced, examples, jax.device_put(np.int32(0)))
         bar = console.bar(total=num_steps, initial=step, unit="step")
-        chunk, saved = 1, time.monotonic()
+        chunk, saved, lost = 1, time.monotonic(), [False]
 
-        while step < num_steps and not stopped():  # as in train.py
+        while step < num_steps and not all(lost) and not stopped():  # as in train.py
             start = time.monotonic()
             count = min(chunk, steps_per_epoch - step % steps_per_epoch)
-            states, sums = train(states, traced, examples, jax.device_put(np.int32(count)))
+            states, sums = train(states, own_traced, examples, jax.device_put(np.int32(count)))
             sums, seen = jax.device_get((sums, states.guard))
             seconds = time.monotonic() - start
             guards = [guard.Guard(*each) for each in zip(*seen, strict=True)]
-            for run_dir, each in zip(run_dirs, guards, strict=True):
-                guard.stop_if_lost(each, run_dir.name)
-            own = [{name: values[i] for name, values in sums.items()} for i in range(len(members))]
-            totals = [metrics.add(old, new, count, seconds) for old, new in zip(totals, own, strict=True)]
+            lost = [guard.is_lost(each, num_steps) for each in guards]
+            for n, i in enumerate(group):
+                totals[i] = metrics.add(totals[i], {name: values[n] for name, values in sums.items()}, count, seconds)
             step, chunk = step + count, max(1, int(count / seconds))
             bar.update(count)
             if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
                 if time.monotonic() > saved + checkpoints.MAX_SECONDS:
-                    for i, run_dir in enumerate(run_dirs):
-                        checkpoints.save(run_dir, take(states, i), totals[i])
+                    for n, i in enumerate(group):
+                        checkpoints.save(run_dirs[i], take(states, n), totals[i])
                     saved = time.monotonic()
                 continue
 
-            for i, run_dir in enumerate(run_dirs):
-                values = objectives.split_loss(members[i], evaluated(i))
+            for n, i in enumerate(group):
+                if lost[n]:
+                    console.say(f"{run_dirs[i].name} is lost: {guard.describe(guards[n])}")
+                    continue
+                run_dir, params = run_dirs[i], take(states.averaged, n)
+                values = objectives.split_loss(members[i], evaluated(i, params))
                 at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
                 trained = {**at, "split": "train", **metrics.averages(totals[i], config.batch_size)}
                 record = {**at, "split": split, **values, "active_units": evaluate.active_units(means[i])}
@@ -114,38 +121,68 @@ def sweep(options: Namespace) -> str:
                 line = metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate)
                 console.say(f"{run_dir.name}  {line}")
                 if trained["skipped"]:
-                    console.say(f"{run_dir.name}  {guard.describe(guards[i])}")
+                    console.say(f"{run_dir.name}  {guard.describe(guards[n])}")
                 metrics.append(run_dir, trained, record)
                 totals[i] = {}
-                checkpoints.save(run_dir, take(states, i), {}, record["loss"])
+                checkpoints.save(run_dir, take(states, n), {}, record["loss"])
                 if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
-                    draw(i, run_dir / f"epoch-{at['epoch']:g}")
+                    draw(i, params, step, run_dir / f"epoch-{at['epoch']:g}")
             saved = time.monotonic()
 
         bar.close()
-        for i, run_dir in enumerate(run_dirs):
-            checkpoints.save(run_dir, take(states, i), totals[i])
+        for n, i in enumerate(group):
+            alone[i] = take(states, n)
+            checkpoints.save(run_dirs[i], alone[i], totals[i])
 
+    def is_lost(i: int) -> bool:
+        return guard.is_lost(jax.device_get(alone[i].guard), num_steps)
+
+    with ExitStack() as stack:
+        # Those that exist first: a refusal leaves nothing new.
+        for i in sorted(range(len(members)), key=lambda i: not run_dirs[i].exists()):
+            stack.enter_context(runs.open_run(run_dirs[i], members[i], data, restart=options.restart))
+            alone[i], totals[i] = checkpoints.resume(run_dirs[i], alone[i])
+        stopped = stack.enter_context(console.stop_signals())
+        behind: dict[int, list[int]] = {}  # by their step: new members, and those that a kill left ahead of others
+        for i, state in enumerate(alone):
+            if state.step < num_steps and not is_lost(i):
+                behind.setdefault(int(state.step), []).append(i)
+        for step, group in sorted(behind.items()):
+            improve(group, step)
+
+        steps = [int(state.step) for state in alone]
+        lost = [is_lost(i) for i in range(len(members))]
         for i, run_dir in enumerate(run_dirs):
+            if lost[i]:
+                console.say(f"{run_dir.name} is lost: {guard.describe(jax.device_get(alone[i].guard))}")
+                continue
             if means[i] is None and not (run_dir / "curves.png").exists():
-                evaluated(i)
+                evaluated(i, alone[i].averaged)
             if means[i] is not None:
-                draw(i, run_dir)
+                draw(i, alone[i].averaged, steps[i], run_dir)
                 pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
-    figures = [_figures(run_dir, member) for run_dir, member in zip(run_dirs, members, strict=True)]
-    if step < num_steps:
-        console.say(f"{options.sweep_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
+        status = stopped()
+    figures = [_figures(*own) for own in zip(run_dirs, members, lost, strict=True)]
+    unfinished = [step for step, is_lost in zip(steps, lost, strict=True) if step < num_steps and not is_lost]
+    if unfinished:
+        console.say(
+            f"{options.sweep_dir}: stopped at step {min(unfinished)} of {num_steps}; the same command resumes it"
+        )
     elif options.num_samples:
         bound = evaluate.make_evaluate(vae, num_samples=options.num_samples, **models.evaluation_options(config))
         for i, figure in enumerate(figures):
-            result = bound(take(states.averaged, i), jax.random.key(0), held_out, console.bar)
-            summary = evaluate.summarize(result, options.num_samples)
-            kept = ("nll", "active_units", "num_samples")
-            figure |= {name: value for name, value in summary.items() if name.startswith(kept)}
+            if not lost[i]:
+                result = bound(alone[i].averaged, jax.random.key(0), held_out, console.bar)
+                summary = evaluate.summarize(result, options.num_samples)
+                kept = ("nll", "active_units", "num_samples")
+                figure |= {name: value for name, value in summary.items() if name.startswith(kept)}
     rows = table(figures)
-    text = json.dumps({"split": split, "table": rows, "members": figures}, indent=2)
+    text = metrics.to_json({"split": split, "table": rows, "members": figures}, indent=2)
     metrics.write_text(options.sweep_dir / "sweep.json", text + "\n")
-    return markdown(rows, split, options.num_samples)
+    if all(lost):
+        reason = guard.lost(jax.device_get(alone[0].guard), config, data.range, num_steps, saved=True)
+        raise UserError(f"No run of {options.sweep_dir} has learned anything. {run_dirs[0].name}: {reason}")
+    return markdown(rows, split, options.num_samples), status if unfinished else 0
 
 
 def names(members: Sequence[Config]) -> list[str]:
@@ -154,18 +191,42 @@ def names(members: Sequence[Config]) -> list[str]:
     return ["_".join(f"{name}-{_short(getattr(member, name))}" for name in varied) for member in members]
 
 
+def _run_dirs(sweep_dir: Path, members: Sequence[Config]) -> list[Path]:
+    """The directory of each member: of its name, or of the one that it had in a sweep in which less or more varied."""
+    found = []
+    for name, member in zip(names(members), members, strict=True):
+        parts = [f"{field}-{_short(getattr(member, field))}" for field in Traced._fields]
+        chosen = [own for size in range(len(parts) + 1) for own in combinations(parts, size)]
+        paths = [sweep_dir / own for own in (name, *("_".join((f"seed-{member.seed}", *own)) for own in chosen))]
+        found.append(next((path for path in paths if _is_of(path, member)), paths[0]))
+    return found
+
+
+def _is_of(run_dir: Path, member: Config) -> bool:
+    try:
+        return not differences(runs.read_run(run_dir)[0], member).keys() - {"num_epochs"}
+    except UserError:
+        return False
+
+
 def table(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each beta and learning rate the mean over seeds and its standard error `_se`, None for one seed."""
+    """For each beta and learning rate the mean over the seeds that are not lost, and its standard error `_se`.
+
+    None for the error of one seed, and for what is not a finite number.
+    """
     groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
     for own in figures:
         groups.setdefault(tuple(own[name] for name in Traced._fields), []).append(own)
     rows = []
     for values, group in groups.items():
-        row: dict[str, Any] = {**dict(zip(Traced._fields, values, strict=True)), "num_seeds": len(group)}
+        kept = [own for own in group if not own["lost"]]
+        row: dict[str, Any] = dict(zip(Traced._fields, values, strict=True))
+        row |= {"num_seeds": len(kept), "num_lost": len(group) - len(kept)}
         for name in COLUMNS:
-            if all(name in own for own in group):
-                column = [own[name] for own in group]
-                row[name], row[f"{name}_se"] = evaluate.mean(column), evaluate.standard_error(column)
+            if all(name in own for own in kept):
+                column = [nan if own[name] is None else own[name] for own in kept]
+                row[name] = evaluate.mean(column) if kept else None
+                row[f"{name}_se"] = evaluate.standard_error(column)
         rows.append(row)
     return rows
 
@@ -177,32 +238,19 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, num_samples: int | None
     lines = [[*Traced._fields, "seeds", *heads]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
-        errors = [row[f"{name}_se"] for name in shown]
-        cells = [f"{row[name]:.3f} ± {_or_dash(error)}" for name, error in zip(shown, errors, strict=True)]
-        lines.append([*(_short(row[name]) for name in Traced._fields), str(row["num_seeds"]), *cells])
+        cells = [f"{row[name]:.3f} ± {_or_dash(row[f'{name}_se'])}" if row["num_seeds"] else "lost" for name in shown]
+        seeds = f"{row['num_seeds']} ({row['num_lost']} lost)" if row["num_lost"] else str(row["num_seeds"])
+        lines.append([*(_short(row[name]) for name in Traced._fields), seeds, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _resume(run_dirs: Sequence[Path], states: TrainState):
-    """All members at the latest step of which each has a checkpoint: a kill may leave some of them one ahead."""
-    steps = [checkpoints.sound_steps(run_dir) for run_dir in run_dirs]
-    common = max(set.intersection(*map(set, steps)), default=None)
-    if common is None and any(steps):
-        there = "; ".join(f"{run_dir.name}: {own}" for run_dir, own in zip(run_dirs, steps, strict=True))
-        raise UserError(
-            f"The runs in {run_dirs[0].parent} have checkpoints of no step in common ({there}). Begin anew with "
-            "--restart, or choose another SWEEP_DIR."
-        )
-    resumed = [checkpoints.resume(run_dir, take(states, i), common) for i, run_dir in enumerate(run_dirs)]
-    alone, totals = zip(*resumed, strict=True)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state._replace(key=None) for state in alone))
-    return stacked._replace(key=states.key), list(totals)  # a run's key is that of its seed: never another one
-
-
-def _figures(run_dir: Path, member: Config) -> dict[str, Any]:
-    """What differs between members, and the last evaluation of this one."""
+def _figures(run_dir: Path, member: Config, lost: bool) -> dict[str, Any]:
+    """What differs between members, and the last evaluation of this one, without its numbers if it is lost."""
     own = {name: getattr(member, name) for name in ("seed", *Traced._fields)}
-    return {"run_dir": run_dir.name, **own, **(metrics.read(run_dir) or [{}])[-1]}
+    last = (metrics.read(run_dir) or [{}])[-1]
+    if lost:
+        last |= dict.fromkeys(last.keys() - {"step", "epoch", "split"})
+    return {"run_dir": run_dir.name, **own, "lost": lost, **last}
 
 
 def _or_dash(error: float | None) -> str:

@@ -62,5 +62,6 @@ def _event(record: dict[str, Any]) -> Any:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=k, simple_value=v) for k, v in record.items() if k not in ("step", "split")]
+    numbers = {k: v for k, v in record.items() if k not in ("step", "split") and v is not None}
+    values = [Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()]
     return Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
