@@ -127,6 +127,7 @@ def _description(restored: Restored) -> dict[str, Any]:
         "num_classes": data.num_classes if config.conditional else 0,
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
         "fingerprint": data.fingerprint,
+        "prng": jax.random.key_impl(jax.random.key(0)),
         "step": step,
         "versions": {name: version(name) for name in ("jax", "jaxlib")},
     }

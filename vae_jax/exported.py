@@ -18,7 +18,10 @@ def sample(key, num, label=None):
 
     label: a class or [num] of them, where the VAE knows classes; by default all in turn.
     """
-    key = key if isinstance(key, jax.Array) else jax.random.key(key)
+    prng = _config()["prng"]
+    key = key if isinstance(key, jax.Array) else jax.random.key(key, impl=prng)
+    if jax.random.key_impl(key) != prng:
+        raise ValueError(f"key is of {jax.random.key_impl(key)}; expected a seed or jax.random.key(..., impl={prng!r}).")
     label = np.arange(num) % _num_classes() if label is None and _num_classes() else label
     return _function("sample")(_weights(), key, _labels(label, num))
 
@@ -55,8 +58,12 @@ def _weights():
 
 
 @cache
+def _config():
+    return json.loads(_read("config.json"))
+
+
 def _num_classes():
-    return json.loads(_read("config.json"))["num_classes"]
+    return _config()["num_classes"]
 
 
 def _read(name):
