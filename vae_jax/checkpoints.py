@@ -52,7 +52,8 @@ def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float |
     new, (params, rest) = _folder(run_dir, ".new"), _split(state)
     try:
         arrays.write(new, params=params, state=rest)
-        (new / "progress.json").write_text(metrics.to_json({"loss": loss, "totals": totals}), "utf-8")
+        progress = {"loss": loss, "totals": totals, "prng": _prng(state)}
+        (new / "progress.json").write_text(metrics.to_json(progress), "utf-8")
         (new / "metrics.jsonl").write_text(metrics.text(run_dir), "utf-8")
         digests.write(new)
         (run_dir / "run.json").stat()  # orbax makes a directory anew that has vanished
@@ -96,7 +97,11 @@ def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[Tr
     if step not in sound:
         raise UserError(f"{run_dir} has no undamaged checkpoint {step}. Choose one of: {str(sound)[1:-1]}.")
     folder, (params, rest) = _folder(run_dir, step), jax.eval_shape(_split, like)
-    _, totals = _progress(folder)
+    _, totals, prng = _progress(folder)
+    if prng != _prng(like):
+        raise UserError(
+            f"{run_dir} was trained with JAX_DEFAULT_PRNG_IMPL={prng}; now it is {_prng(like)}. Set the former to go on."
+        )
     params, rest = arrays.read(folder, params=params, state=rest)
     for later in sound:
         if later > step:
@@ -225,12 +230,12 @@ def _best(run_dir: Path, among: list[int]) -> int | None:
 def _loss(folder: Path) -> float | None:
     if digests.damage(folder, "progress.json"):
         return None
-    loss, _ = _progress(folder)
+    loss, *_ = _progress(folder)
     return loss if loss is not None and isfinite(loss) else None
 
 
-def _progress(folder: Path) -> tuple[float | None, metrics.Totals]:
-    """The loss and the totals of a checkpoint. UserError if its progress.json holds anything else."""
+def _progress(folder: Path) -> tuple[float | None, metrics.Totals, str]:
+    """The loss, the totals and the kind of key of a checkpoint. UserError if its progress.json holds anything else."""
     path = folder / "progress.json"
     try:
         if path.stat().st_size > MAX_PROGRESS:
@@ -239,10 +244,15 @@ def _progress(folder: Path) -> tuple[float | None, metrics.Totals]:
         loss, totals = progress["loss"], progress["totals"]
         if not all(isinstance(number, float | int | None) for number in (loss, *totals.values())):
             raise TypeError("not only numbers")
-        return loss, {name: nan if total is None else total for name, total in totals.items()}
+        totals = {name: nan if total is None else total for name, total in totals.items()}
+        return loss, totals, str(progress.get("prng", "threefry2x32"))  # JAX's own default, in earlier versions
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{path} is no progress of a run ({reason}). Choose another checkpoint.") from None
+
+
+def _prng(state: TrainState) -> str:
+    return str(jax.random.key_impl(state.key))
 
 
 def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:

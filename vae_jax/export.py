@@ -126,6 +126,7 @@ def _description(restored: Restored) -> dict[str, Any]:
         "chunk_size": generate.chunk_size(params, vae, data.num_classes),
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
         "fingerprint": data.fingerprint,
+        "prng": jax.random.key_impl(jax.random.key(0)),
         "step": step,
         "versions": {name: version(name) for name in ("jax", "jaxlib")},
     }

@@ -18,7 +18,12 @@ def sample(key, num, label=None):
 
     label: a label of the data or [num] of them, where the VAE knows classes; by default all of them in turn.
     """
-    key = key if isinstance(key, jax.Array) else jax.random.key(key)
+    prng = _config()["prng"]
+    key = key if isinstance(key, jax.Array) else jax.random.key(key, impl=prng)
+    if jax.random.key_impl(key) != prng:
+        raise ValueError(
+            f"key is of {jax.random.key_impl(key)}; expected a seed or jax.random.key(..., impl={prng!r})."
+        )
     label = np.resize(_classes(), num) if label is None and _classes() else label
     labels, size = _labels(label, num), _config()["chunk_size"]
     if num <= size:

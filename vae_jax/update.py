@@ -77,7 +77,8 @@ def make_update(
         taken, seen = guard.check(state.guard, state.step, metrics, grads)
 
         def improve():
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+                updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             if state.ema is None:
                 return params, opt_state, None
