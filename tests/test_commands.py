@@ -98,7 +98,7 @@ def test_conditional(vae, conditional_run, tmp_path, command):
 
 
 ENDINGS = {
-    **dict.fromkeys(("reconstruct", "interpolate", "traverse", "manifold"), {".png"}),
+    **{name: {".png"} for name in ("reconstruct", "interpolate", "traverse", "manifold")},
     **{"sample": {".png", ".npz"}, "encode": {".npz"}, "export": {".zip"}, "report": {".html"}},
 }
 
