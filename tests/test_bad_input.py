@@ -327,8 +327,11 @@ COMMAND_LINES = {
     "sweep of an unknown field": (["sweep", "TMP/sweep", "--config.betta=1"], ["Did you mean --config.beta?"]),
     "sweep of a long warm-up": (["sweep", "TMP/sweep", "--config.warmup_steps=9999"], ["warmup_steps is 9999"]),
     "sweep into a file": (["sweep", "TMP/x.npy"], ["TMP/x.npy/seed-0 cannot be written"]),
+    "more samples than a picture holds": (["sample", "DIGITS", "--num=100000000"], ["pixels", "--out=x.npz"]),
+    "more samples than a disk": (["sample", "DIGITS", "--num=4000000000", "--out=TMP/x.npz"], ["GB are free"]),
+    "larger manifold than a picture": (["manifold", "DIGITS", "--num=100000"], ["pixels", "--num"]),
     "output in no folder": (["sample", "DIGITS", "--out=TMP/none/x.png"], ["cannot be written", "--out"]),
-    "output is a folder": (["encode", "DIGITS", "--out=TMP"], ["TMP cannot be written", "--out"]),
+    "output is a folder": (["encode", "DIGITS", "--out=TMP"], ["argument --out: 'TMP' has another ending", ".npz"]),
 }
 
 
@@ -467,3 +470,24 @@ def test_reader_that_leaves_is_no_error(digits_run, tmp_path):
     command = f"{sys.executable} -m vae_jax sample {digits_run} --out {tmp_path}/x.png | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}], ids=str)
+def test_names_that_are_not_ascii(tmp_path, variables):
+    run, data = tmp_path / "é", tmp_path / "ä.npy"
+    np.save(data, np.random.default_rng(0).random((40, 4), np.float32))
+    for argv in (
+        [ROOT / "train.py", *train_flags(run, dataset=data, batch_size=20, num_epochs=1)],
+        ["-m", "vae_jax", "sample", run, "--num=2", f"--out={run}/ö.npz"],
+    ):
+        command = [sys.executable, *map(str, argv)]
+        done = subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout, done.stderr
+    assert (run / "ö.npz").exists() and list(run.glob("checkpoints/*/params"))
+
+
+@pytest.mark.parametrize("script", (["train.py"], ["-m", "vae_jax"]), ids=str)
+def test_version_answers_without_jax(script):
+    code = [*script, "--version"]
+    done = subprocess.run([sys.executable, "-X", "importtime", *code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "vae_jax 0.1.0\n" and "jaxlib" not in done.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vae_jax import checkpoints, commands, datasets, inputs
 from vae_jax import evaluate as evaluate_module
-from vae_jax.__main__ import main
+from vae_jax.__main__ import main, parse
 from vae_jax.errors import UserError
 
 EVALUATION = {
@@ -81,24 +81,45 @@ def test_a_moved_run_is_all_it_takes(vae, digits_run, tmp_path, command, name):
     assert vae(command, run_dir) == f"{run_dir / name}\n"
     after = contents(run_dir)
     assert {path for path in after if after[path] != before.get(path)} | {type(run_dir)(name)} == {type(run_dir)(name)}
-    assert vae(command, run_dir, "--out", tmp_path / "out") == f"{tmp_path / 'out'}\n"
+    out = (tmp_path / "out").with_suffix(run_dir.joinpath(name).suffix.upper())
+    assert vae(command, run_dir, "--out", out) == f"{out}\n"
     if name.endswith(".png"):
-        np.testing.assert_array_equal(picture(tmp_path / "out"), picture(run_dir / name))
+        np.testing.assert_array_equal(picture(out), picture(run_dir / name))
     else:
-        assert (tmp_path / "out").read_bytes()[:2] == b"PK"
+        assert out.read_bytes()[:2] == b"PK"
     assert contents(run_dir) == after
 
 
 @pytest.mark.parametrize("command", ["sample", "reconstruct", "interpolate", "traverse", "encode"])
 def test_feature_vectors(vae, vectors_run, tmp_path, command):
-    vae(command, vectors_run, "--out", tmp_path / "out.png")
-    assert (tmp_path / "out.png").stat().st_size > 200
+    out = tmp_path / ("out.npz" if command == "encode" else "out.png")
+    vae(command, vectors_run, "--out", out)
+    assert out.stat().st_size > 200
 
 
 @pytest.mark.parametrize("command", ["sample", "reconstruct", "interpolate", "traverse", "manifold"])
 def test_conditional(vae, conditional_run, tmp_path, command):
     vae(command, conditional_run, "--out", tmp_path / "out.png")
     picture(tmp_path / "out.png")
+
+
+ENDINGS = {
+    **{name: {".png"} for name in ("reconstruct", "interpolate", "traverse", "manifold")},
+    **{"sample": {".png", ".npz"}, "encode": {".npz"}, "export": {".zip"}, "report": {".html"}},
+}
+
+
+@pytest.mark.parametrize("command", ENDINGS)
+def test_an_ending_that_a_command_does_not_write_names_those_it_does(command):
+    for ending in (".png", ".npz", ".zip", ".html", ".npy", ".csv", ""):
+        if ending in ENDINGS[command]:
+            assert parse([command, "run", f"--out=x{ending}"]).out.suffix == ending
+            continue
+        with pytest.raises(UserError) as caught:
+            parse([command, "run", f"--out=x{ending}"])
+        assert all(part in str(caught.value) for part in ("--out", f"x{ending}", *ENDINGS[command]))
+    with pytest.raises(UserError, match=r"--per_example.*\.npz"):
+        parse(["evaluate", "run", "--per_example=x.csv"])
 
 
 # sample
@@ -168,8 +189,8 @@ def test_number_of_reconstructions(vae, digits_run, tmp_path):
 def test_splits_differ(vae, conditional_run, tmp_path):
     files = []
     for split in ("train", "validation", "test"):
-        vae("reconstruct", conditional_run, "--split", split, "--num=4", "--out", tmp_path / split)
-        files.append((tmp_path / split).read_bytes())
+        vae("reconstruct", conditional_run, "--split", split, "--num=4", "--out", tmp_path / f"{split}.png")
+        files.append((tmp_path / f"{split}.png").read_bytes())
     assert len(set(files)) == 3
 
 

@@ -79,6 +79,17 @@ def test_every_public_name_resolves_and_is_documented(name):
     assert not inspect.isclass(value) or value.__module__.startswith("vae_jax.")
 
 
+def test_dir_lists_the_public_names():
+    assert {*vae_jax.__all__, "__version__"} <= set(dir(vae_jax))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_text_is_utf_8_whatever_the_locale(module):
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+            assert getattr(node.func.value, "id", "") == "metrics" or "utf-8" in ast.unparse(node), ast.unparse(node)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'elob'"):
         _ = vae_jax.elob

@@ -105,3 +105,4 @@ def test_failed_picture_leaves_the_good_one(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         pictures.replace(path, half)
     assert path.read_bytes() == b"good"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

@@ -58,7 +58,11 @@ def test_command(command, beside_a_run, digits_run, conditional_run):
     if "--data=mine.npy" in argv:
         argv[argv.index("--data=mine.npy")] = "--data=digits"
     if argv[0] != "evaluate" and not any(word.startswith("--out") for word in argv):
-        argv.append({"encode": "--out=out.npz", "report": "--out=out.html"}.get(argv[0], "--out=out.png"))
+        argv.append(
+            {"encode": "--out=out.npz", "report": "--out=out.html", "export": "--out=out.zip"}.get(
+                argv[0], "--out=out.png"
+            )
+        )
     assert console.run(main, argv) == 0
     assert argv[0] == "evaluate" or [path for path in beside_a_run.iterdir() if path.is_file()]
 
