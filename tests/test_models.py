@@ -107,6 +107,13 @@ def test_the_parameters_of_a_likelihood_are_learned(key):
     assert grads["likelihood"]["log_var"] != 0
 
 
+def test_one_sigma_begins_at_the_spread_of_the_stored_bytes():
+    x = np.random.default_rng(0).integers(0, 256, (40, 5)).astype(np.uint8)
+    vae = models.build(config(likelihood="gaussian_scalar"), info((5,)))
+    p = vae.decode(vae.init(jax.random.key(0), jnp.asarray(x)), jnp.zeros((1, LATENTS)))
+    np.testing.assert_allclose(np.exp(p.log_var), np.mean(np.var(x / 255, 0)), rtol=1e-4)
+
+
 def test_the_decoder_of_convolutions_mirrors_the_encoder_unless_given():
     mirrored = config("convolutional", network_options={"channels": [4, 6], "decoder_channels": [4, 6, 4]})
     one, other = (models.build(c, info((7, 5, 3))) for c in (config("convolutional"), mirrored))
