@@ -20,8 +20,8 @@ def sample(key, num, label=None):
     """
     prng = _config()["prng"]
     key = key if isinstance(key, jax.Array) else jax.random.key(key, impl=prng)
-    if jax.random.key_impl(key) != prng:
-        raise ValueError(f"key is of {jax.random.key_impl(key)}; expected a seed or jax.random.key(..., impl={prng!r}).")
+    if (given := jax.random.key_impl(key)) != prng:
+        raise ValueError(f"key is of {given}; expected a seed, or a key of jax.random.key(..., impl={prng!r}).")
     label = np.arange(num) % _num_classes() if label is None and _num_classes() else label
     return _function("sample")(_weights(), key, _labels(label, num))
 

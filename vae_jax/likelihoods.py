@@ -188,8 +188,8 @@ class Categorical:
 
     @property
     def mean(self) -> Array:
-        num = self.logits.shape[-1]
-        return jnp.sum(jax.nn.softmax(self.logits) * expand_like(jnp.linspace(0.0, 1.0, num, dtype=self.logits.dtype), self.logits), -1)
+        levels = jnp.linspace(0.0, 1.0, self.logits.shape[-1], dtype=self.logits.dtype)
+        return jnp.sum(jax.nn.softmax(self.logits) * expand_like(levels, self.logits), -1)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         level = jax.random.categorical(key, self.logits, shape=sample_shape + self.logits.shape[:-1])

@@ -44,7 +44,7 @@ def draw_run(
     folder.mkdir(exist_ok=True)
     few = jax.tree.map(lambda a: a[:48], held_out)
     reconstructions(folder / "reconstructions.png", vae, params, few, data.range)
-    context = None if held_out.context is None else jnp.eye(data.num_classes, dtype=jnp.float32)[jnp.arange(64) % data.num_classes]
+    context = None if held_out.context is None else jnp.eye(data.num_classes)[jnp.arange(64) % data.num_classes]
     own = condition(vae, context)
     drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(seed))
     samples(folder / "samples.png", drawn, data.range)
