@@ -100,7 +100,7 @@ def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[Tr
     _, totals, prng = _progress(folder)
     if prng != _prng(like):
         raise UserError(
-            f"{run_dir} was trained with JAX_DEFAULT_PRNG_IMPL={prng}, and now it is {_prng(like)}. Set it as it was."
+            f"{run_dir} was trained with JAX_DEFAULT_PRNG_IMPL={prng}; now it is {_prng(like)}. Set {prng} to go on."
         )
     params, rest = arrays.read(folder, params=params, state=rest)
     for later in sound:
