@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import datasets, files
+from vae_jax import datasets, files, streaming
 from vae_jax.errors import UserError
 
 
@@ -159,14 +160,53 @@ def test_fingerprint_sees_values_shapes_types_and_labels():
     ],
 )
 def test_types(tmp_path, value, dtype, expected):
-    np.save(tmp_path / "a.npy", np.tile(value, (5, 1)))
+    np.save(tmp_path / "a.npy", np.tile(value, (5, 1, 1)))
     x = datasets.load(tmp_path / "a.npy").train.x
     assert x.dtype == dtype and x.dtype.isnative
-    np.testing.assert_array_equal(x[0], np.array(expected, dtype))
+    np.testing.assert_array_equal(x[0, 0, :, 0], np.array(expected, dtype))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "said"),
+    [
+        ((4,), np.uint8, True),
+        ((2, 5), np.int64, True),
+        ((5, 5, 3), ">u2", True),
+        ((2, 5), np.uint8, False),
+        ((5, 5, 3), np.uint8, False),
+        ((4,), bool, False),
+        ((4,), np.float32, False),
+    ],
+)
+def test_what_may_be_no_bytes_is_said_to_be_taken_so(tmp_path, capsys, shape, dtype, said, stream):
+    x = np.resize([0, 178, 3], (40, *shape)).astype(dtype)
+    np.save(tmp_path / "a.npy", x)
+    np.savez(tmp_path / "b.npz", x_train=x, x_test=x[:2])
+    paths = [tmp_path / "a.npy"] if stream else [tmp_path / "a.npy", tmp_path / "b.npz"]
+    for path in paths:
+        datasets.load(path, stream=stream)
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == said
+        assert not said or "the integers from 0 to 178 are taken as v/255" in captured.err
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint16])
+def test_a_table_of_integers_is_refused_and_the_advice_works(tmp_path, dtype, stream):
+    x = np.resize(np.arange(100, dtype=dtype), (40, 3))
+    np.save(tmp_path / "a.npy", x)
+    message = error(tmp_path / "a.npy", stream=stream)
+    assert f"a table of {x.dtype} from 0 to 99" in message and "float32 for its own values" in message
+    for kind in (np.float32, np.uint8):
+        np.save(tmp_path / "a.npy", x.astype(kind))
+        assert datasets.load(tmp_path / "a.npy", stream=stream).train.x.dtype == kind
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize(("shape", "event"), [((9, 5), (5,)), ((9, 4, 5), (4, 5, 1)), ((9, 4, 5, 3), (4, 5, 3))])
+@pytest.mark.parametrize(
+    ("shape", "event"), [((9, 5), (5,)), ((9, 4, 5), (4, 5, 1)), ((9, 5, 4, 3), (5, 4, 3)), ((9, 4, 4, 2), (4, 4, 2))]
+)
 def test_shapes(tmp_path, rng, shape, event, order):
     value = np.asarray(rng.random(shape, np.float32), order=order)
     np.save(tmp_path / "a.npy", value)
@@ -184,14 +224,13 @@ def test_shapes(tmp_path, rng, shape, event, order):
         (np.zeros((0, 3), np.float32), "non-empty"),
         (np.zeros((10**12, 0), np.float32), "non-empty"),
         (np.zeros((1, 3), np.float32), "at least 2"),
-        (np.full((3, 3), np.nan), "finite"),
-        (np.full((3, 3), 1e300), "finite"),
+        (np.full((3, 3), np.nan), "(9; the first in row 0, column 0), expected finite"),
+        (np.full((3, 3), 1e300), "(9; the first in row 0, column 0), expected finite"),
         (np.full((3, 3), 256), "integers from 256 to 256"),
         (np.full((3, 3), -1), "integers from -1 to -1"),
         (np.eye(3, dtype=np.uint8), "Save it as bool"),
         (np.zeros((3, 3), complex), "complex"),
         (np.full((3, 3), "text"), "<U4"),
-        (np.zeros((3, 1, 28, 28), np.float32), "channels first"),
         (np.array([[1], [1, 2]], dtype=object), "pickled Python objects"),
         (np.zeros(3, [("a", "f4")]), "type"),
     ],
@@ -200,6 +239,94 @@ def test_refused_arrays(tmp_path, value, says):
     np.save(tmp_path / "a.npy", value)
     message = error(tmp_path / "a.npy")
     assert says in message and "a.npy" in message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (2, 28, 28), (3, 5, 5), (4, 64, 64), (1, 131, 2), (3, 2, 8), (1, 9, 1), (2, 3, 5)]
+)
+def test_channels_first_is_refused_and_the_advice_works(tmp_path, shape, stream):
+    x = np.random.default_rng(0).random((3, *shape))
+    np.save(tmp_path / "a.npy", x)
+    message = error(tmp_path / "a.npy", stream=stream)
+    assert "a.npy' has shape" in message and "channels first" in message
+    assert ("x.transpose(0, 2, 3, 1)" in message) == (shape[1] > 4)
+    advice = re.findall(r"x\.transpose\([^)]*\)|x\.reshape\(len\(x\), -1\)|x\[\.\.\., 0\]", message)
+    assert len(advice) == 1 + (shape[1] > 4)
+    for expression in advice:
+        np.save(tmp_path / "b.npy", np.ascontiguousarray(eval(expression, {"x": x, "len": len})))
+        assert datasets.load(tmp_path / "b.npy", stream=stream).train.x[0].size == x[0].size
+    np.savez(tmp_path / "a.npz", x_train=x, x_test=x)
+    message = error(tmp_path / "a.npz")
+    assert "x_train of" in message and "channels first" in message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "where"),
+    [
+        ((700, 20), "row 603, column 17"),
+        ((700, 5, 4), "row 603, y 4, x 1"),
+        ((700, 5, 2, 2), "row 603, y 4, x 0, channel 1"),
+    ],
+)
+def test_missing_values_are_found_and_the_advice_works(tmp_path, monkeypatch, shape, where, stream):
+    x = np.ones(shape)
+    x.reshape(700, 20)[603, 17] = np.nan
+    x.reshape(700, 20)[603:605, 18] = np.inf
+    x.reshape(700, 20)[699, 0] = 1e300
+    np.save(tmp_path / "a.npy", x)
+    monkeypatch.setattr(streaming, "READ_BYTES", 100 * 20 * 8)
+    message = error(tmp_path / "a.npy", stream=stream)
+    assert f"a.npy' holds NaN, infinite or too large values (4; the first in {where}), expected finite" in message
+    (expression,) = re.findall(r"where (np\..*) is true", message)
+    with np.errstate(over="ignore"):
+        kept = eval(expression, {"x": x, "np": np, "len": len})
+    assert np.flatnonzero(~kept).tolist() == [603, 604, 699]
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.arange(6)[:, None],
+        np.arange(6.0),
+        np.arange(6, dtype=np.float16)[:, None],
+        np.arange(6, dtype=">u8"),
+    ],
+    ids=lambda y: f"{y.dtype} {y.shape}",
+)
+def test_labels_that_are_whole_numbers(tmp_path, y):
+    label = datasets.load(save(tmp_path / "a.npz", x_train=np.eye(6), x_test=np.eye(6), y_train=y, y_test=y)).test.label
+    assert label.dtype == np.int32
+    np.testing.assert_array_equal(label, np.arange(6))
+
+
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (np.array(["cat", "dog"] * 3), "values of type <U3, expected integers"),
+        (np.array([["cat"], ["dog"]] * 3), "values of type <U3, expected integers"),
+        (np.arange(6) / 2, "fractional values of type float64, expected integers"),
+        (np.array([0, 1, np.nan] * 2), "fractional values"),
+        (np.array([0, 1, np.inf] * 2), "labels from 0.0 to inf"),
+        (np.array([0, 1, -1] * 2), "labels from -1 to 1"),
+        (np.float32([0, 1, 2**31] * 2), "labels from 0.0 to 2147483648.0"),
+    ],
+    ids=lambda value: str(value).replace("\n", ""),
+)
+def test_other_labels_are_refused_and_the_advice_works(tmp_path, y, says):
+    message = error(save(tmp_path / "a.npz", x=np.eye(6), y=y))
+    assert "y of" in message and says in message
+    (expression,) = re.findall(r"Save (.*), which numbers them from 0", message)
+    data = datasets.load(save(tmp_path / "a.npz", x=np.eye(6), y=eval(expression, {"y": y, "np": np})))
+    assert set(data.train.label) <= {0, 1, 2, 3, 4, 5} and len(set(data.train.label)) > 1
+
+
+def test_one_hot_labels_and_arrays_without_names_are_told_what_to_type(tmp_path):
+    assert "y.argmax(1) of one-hot rows" in error(save(tmp_path / "a.npz", x=np.eye(6), y=np.eye(6)))
+    np.savez(tmp_path / "a.npz", np.eye(6), np.arange(6))
+    assert "['arr_0', 'arr_1']" in (message := error(tmp_path / "a.npz"))
+    assert "Type np.savez(FILE, x=a, y=b) instead of np.savez(FILE, a, b)." in message
 
 
 def test_own_test_split_and_refused_npz(tmp_path):
@@ -220,8 +347,6 @@ def test_own_test_split_and_refused_npz(tmp_path):
     assert "one shape and type" in refused(x_train=x, x_test=x[:, :3])
     assert "one shape and type" in refused(x_train=x, x_test=x.astype(np.float32))
     assert "shape (6,)" in refused(x=x, y=y[:3])
-    assert "expected integers" in refused(x=x, y=y / 2)
-    assert "labels from -1" in refused(x=x, y=y - 1)
     assert "labels from" in refused(x=x, y=y + 2**40)
 
 
@@ -337,22 +462,109 @@ def test_folder_of_grey_images_in_the_order_of_names(tmp_path):
     np.testing.assert_array_equal(data.test.x[:, 2, 4, 0], order[18:])
 
 
+def test_folder_of_low_images_has_its_channels_last(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((2, 8, 3), i + 100, np.uint8)).save(tmp_path / f"{i}.png")
+    assert datasets.load(tmp_path).train.x.shape == (2, 2, 8, 3)
+
+
+def folder_images(folder):
+    """The images of a folder, in its order."""
+    return datasets.load_whole(folder).x.astype(int)
+
+
 def test_folder_of_mixed_modes_becomes_rgb(tmp_path):
-    rgba = np.tile(np.uint8([10, 20, 30, 0]), (4, 4, 1))
+    rgba = np.tile(np.uint8([10, 20, 30, 255]), (4, 4, 1))
     Image.fromarray(rgba).save(tmp_path / "a.png")
     Image.fromarray(rgba[..., 0]).save(tmp_path / "b.png")
     Image.fromarray(rgba[..., :3]).save(tmp_path / "c.jpg", quality=100)
     palette = Image.fromarray(rgba[..., :3]).quantize(4)
-    palette.save(tmp_path / "d.png", transparency=b"\0\1\2\3")
+    palette.save(tmp_path / "d.png")
     Image.fromarray(rgba[..., 0] > 50).save(tmp_path / "e.png")
-    data = datasets.load(tmp_path)
-    x = np.concatenate([data.train.x, data.test.x])[np.argsort(np.random.RandomState(0).permutation(5))]
+    x = folder_images(tmp_path)
     assert x.shape == (5, 4, 4, 3)
     np.testing.assert_array_equal(x[0], rgba[..., :3])
     np.testing.assert_array_equal(x[1], np.full((4, 4, 3), 10))
-    np.testing.assert_allclose(x[2].astype(int), rgba[..., :3], atol=2)
+    np.testing.assert_allclose(x[2], rgba[..., :3], atol=2)
     np.testing.assert_array_equal(x[3], rgba[..., :3])
     np.testing.assert_array_equal(x[4], 0)
+
+
+def test_transparent_images_lie_over_white(tmp_path, rng):
+    def over_white(values, alpha):
+        return 255 + alpha[..., None] / 255 * (values - 255.0)
+
+    (tmp_path / "grey").mkdir()
+    v, alpha = rng.integers(0, 256, (2, 5, 6), dtype=np.uint8)
+    alpha[0], alpha[1] = 0, 255
+    Image.fromarray(np.stack([v, alpha], -1)).save(tmp_path / "grey" / "a.png")
+    Image.fromarray(v).save(tmp_path / "grey" / "b.png")
+    Image.fromarray(v).save(tmp_path / "grey" / "c.png", transparency=int(v[2, 2]))
+    x = folder_images(tmp_path / "grey")
+    assert x.shape == (3, 5, 6, 1)
+    np.testing.assert_allclose(x[0], over_white(v[..., None], alpha), atol=1)
+    np.testing.assert_array_equal(x[0][:2, :, 0], [np.full(6, 255), v[1]])
+    np.testing.assert_array_equal(x[1][..., 0], v)
+    np.testing.assert_array_equal(x[2][..., 0], np.where(v == v[2, 2], 255, v))
+
+    (tmp_path / "colour").mkdir()
+    rgb = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(np.concatenate([rgb, alpha[..., None]], -1)).save(tmp_path / "colour" / "a.png")
+    index = rng.integers(0, 4, (5, 6), dtype=np.uint8)
+    palette, levels = rng.integers(0, 256, (4, 3), dtype=np.uint8), np.uint8([0, 99, 200, 255])
+    image = Image.fromarray(index)
+    image.putpalette(palette.tobytes())  # makes it an image of mode P
+    image.save(tmp_path / "colour" / "b.png", transparency=levels.tobytes())
+    image.save(tmp_path / "colour" / "c.png", transparency=2)
+    Image.fromarray(rgb).save(tmp_path / "colour" / "d.png", transparency=tuple(rgb[3, 3].tolist()))
+    x = folder_images(tmp_path / "colour")
+    np.testing.assert_allclose(x[0], over_white(rgb, alpha), atol=1)
+    np.testing.assert_allclose(x[1], over_white(palette[index], levels[index]), atol=1)
+    np.testing.assert_array_equal(x[2], np.where(index[..., None] == 2, 255, palette[index]))
+    np.testing.assert_array_equal(x[3], np.where((rgb == rgb[3, 3]).all(-1, keepdims=True), 255, rgb))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_images_are_turned_as_exif_says(tmp_path, rng, suffix):
+    upright = rng.integers(0, 2, (3, 5), dtype=np.uint8).repeat(8, 0).repeat(8, 1) * np.uint8(200)
+    # Where the file's first row and first column lie in the upright image, as the EXIF standard lists it.
+    stored = {
+        1: upright,  # top, left
+        2: upright[:, ::-1],  # top, right
+        3: upright[::-1, ::-1],  # bottom, right
+        4: upright[::-1],  # bottom, left
+        5: upright.T,  # left, top
+        6: upright.T[::-1],  # right, top
+        7: upright.T[::-1, ::-1],  # right, bottom
+        8: upright.T[:, ::-1],  # left, bottom
+    }
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"quality": 100} if suffix == "jpg" else {}
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{orientation}.{suffix}", exif=exif, **options)
+    Image.fromarray(upright).save(tmp_path / f"9.{suffix}", exif=b"Exif\0\0damaged")
+    x = folder_images(tmp_path)
+    assert x.shape == (9, 24, 40, 1)
+    for image in x[..., 0]:
+        np.testing.assert_allclose(image, upright, atol=0 if suffix == "png" else 4)
+
+
+def test_sizes_are_those_of_turned_images(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.zeros((4, 6), np.uint8))
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.png", exif=exif)
+    assert "b.png" in (message := error(tmp_path)) and "its size is (4, 6), but that of" in message
+    # EXIF may stand behind the pixels, where a header's reader does not look.
+    content = (tmp_path / "b.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(content[start : start + 4], "big")
+    end = content.index(b"IEND") - 4
+    moved = content[:start] + content[start + length : end] + content[start : start + length] + content[end:]
+    (tmp_path / "b.png").write_bytes(moved)
+    assert "its EXIF orientation stands behind its pixels" in error(tmp_path)
 
 
 def test_refused_folders(tmp_path, monkeypatch, rng):

@@ -105,7 +105,7 @@ def test_what_is_kept_in_memory_is_bounded(tmp_path, monkeypatch):
     [
         np.random.default_rng(0).integers(0, 256, (50, 4), np.uint8),
         np.random.default_rng(0).integers(0, 256, (50, 4, 5)),
-        np.random.default_rng(0).random((50, 4, 5, 3), np.float32),
+        np.random.default_rng(0).random((50, 5, 4, 3), np.float32),
         np.random.default_rng(0).normal(size=(50, 4)).astype(">f8"),
         np.random.default_rng(0).random((50, 2, 3)) > 0.5,
     ],
@@ -440,8 +440,14 @@ REFUSED = {
     "words": (saved("x.npy", np.array([["a", "b"]] * 9)), {}, ["holds values of type <U1"]),
     "one number an example": (saved("x.npy", np.zeros(9)), {}, ["has shape (9,)"]),
     "one example": (saved("x.npy", np.zeros((1, 6))), {}, ["holds one example"]),
-    "not a number": (saved("x.npy", HOLED), {}, ["x.npy' holds NaN, infinite or too large values"]),
+    "not a number": (
+        saved("x.npy", HOLED),
+        {},
+        ["x.npy' holds NaN, infinite or too large values (1; the first in row 390, column 5)"],
+    ),
     "large integers": (saved("x.npy", np.arange(3000).reshape(500, 6)), {}, ["holds integers from 0 to 2999"]),
+    "small integers": (saved("x.npy", np.full((500, 6), 178)), {}, ["x.npy' is a table of int64 from 178 to 178"]),
+    "channels first": (saved("x.npy", np.zeros((500, 2, 6, 6))), {}, ["channels first", "x.transpose(0, 2, 3, 1)"]),
     "bits as integers": (saved("x.npy", np.eye(200, 6, dtype=np.uint8)), {}, ["Save it as bool"]),
     "outside [0, 1]": (saved("x.npy", 9 * GREY), {}, ["likelihood 'bernoulli' needs data in [0, 1]"]),
     "classes": (saved("x.npy", GREY), {"classes": "1,2"}, ["Got classes for", "has no labels. Leave classes empty."]),
@@ -515,7 +521,7 @@ def test_what_is_not_finite_is_never_trained_on(tmp_path):
     stream, status = stream_of(path), path.stat()
     np.save(path, np.full((500, 3), np.nan, np.float32))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(UserError, match="holds NaN"):
+    with pytest.raises(UserError, match=r"holds NaN.*\(.*; the first in row \d+, column 0\)"):
         streaming.make_batches(stream, 10, KEY)(0, 1)
 
 

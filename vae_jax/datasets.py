@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.errors import UserError
-from vae_jax.files import READERS, as_images, check_layout, open_rows, read_folder, read_npz, reading
+from vae_jax.files import READERS, as_images, check_layout, log_integers, open_rows, read_folder, read_npz, reading
 from vae_jax.streaming import Stream, num_test, open_stream
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
@@ -79,9 +79,11 @@ def load(
       `mnist`, `fashion_mnist`, `kmnist`: their own 60,000 train and 10,000 test images, uint8;
       a `.npy` file: x; an `.npz` file: x (and y), or x_train and x_test (and y_train and y_test);
       a folder: its .png, .jpg and .jpeg files in the order of their names, of one size; anything else in it,
-      hidden files and sub-folders are ignored. All grey: C = 1, otherwise RGB without alpha.
+      hidden files and sub-folders are ignored. All grey: C = 1, otherwise RGB. They are turned as EXIF says, and
+      what is transparent lies over white.
       x is [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]; floats become float32, bools 0 and 255, integers in
-      0..255 uint8. y holds integers, [N]. Without an x_test, the last tenth (at least 1) of a fixed permutation
+      0..255 uint8, of [N, D] only if they are uint8. A line on stderr says so where they may be no bytes. y holds
+      whole numbers, [N] or [N, 1]. Without an x_test, the last tenth (at least 1) of a fixed permutation
       is the test split.
     data_dir: where TFDS data is, or is prepared; else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. A decoded
       copy is kept in `$XDG_CACHE_HOME/vae_jax`, or `~/.cache/vae_jax`.
@@ -203,17 +205,29 @@ def _check_validation_size(validation_size: int, num_train: int) -> None:
 
 
 def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
-    if y.dtype.kind not in "ui" or y.shape != (n,):
-        raise UserError(f"{source} has labels of type {y.dtype}, shape {y.shape}; expected integers, shape ({n},).")
-    if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
-        raise UserError(f"{source} has labels from {y.min()} to {y.max()}, expected 0 to 2147483647.")
+    if y.shape not in ((n,), (n, 1)):
+        raise UserError(
+            f"{source} has labels of type {y.dtype}, shape {y.shape}; expected integers, shape ({n},). "
+            "Save one label for each example, y.argmax(1) of one-hot rows."
+        )
+    y = y.reshape(n)
+    number = "Save np.unique(y, return_inverse=True)[1], which numbers them from 0."
+    if y.dtype.kind not in "buif" or (y.dtype.kind == "f" and not np.array_equal(y, np.floor(y))):
+        what = "fractional values" if y.dtype.kind == "f" else "values"
+        raise UserError(f"{source} has labels that are {what} of type {y.dtype}, expected integers. {number}")
+    low, high = y.min().item(), y.max().item()
+    if low < 0 or high > np.iinfo(np.int32).max:
+        raise UserError(f"{source} has labels from {low} to {high}, expected 0 to 2147483647. {number}")
     return y.astype(np.int32)
 
 
 def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
-    x = as_images(arrays[f"x{suffix}"], f"x{suffix} of {source}")
-    y = arrays.get(f"y{suffix}")
-    return Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
+    stored, y = arrays[f"x{suffix}"], arrays.get(f"y{suffix}")
+    x = as_images(stored, f"x{suffix} of {source}")
+    split = Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
+    if x.dtype == np.uint8 and suffix != "_test":  # said once of one file
+        log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, f"x{suffix} of {source}")
+    return split
 
 
 def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
@@ -233,9 +247,10 @@ def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
                 f"{test.x.dtype}; expected examples of one shape and type."
             )
         return train, test
+    advice = "Type np.savez(FILE, x=a, y=b) instead of np.savez(FILE, a, b)." if "arr_0" in arrays else "Rename them."
     raise UserError(
         f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y), or x_train and x_test "
-        "(and y_train and y_test). Rename them."
+        f"(and y_train and y_test). {advice}"
     )
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from vae_jax import console
 from vae_jax.errors import UserError
 
 MAX_BYTES = 16 << 30
@@ -89,7 +90,9 @@ def _read_array(file: IO[bytes], size: int, advice: str = "") -> np.ndarray:
 def read_npy(path: Path) -> dict[str, np.ndarray]:
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
         advice = "; training reads it piece by piece with --config.stream=true"
-        return {"x": _read_array(file, os.fstat(file.fileno()).st_size, advice)}
+        x = _read_array(file, os.fstat(file.fileno()).st_size, advice)
+        _check_channels(x.shape, f"x of {str(path)!r}")
+        return {"x": x}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -109,6 +112,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         for name, info in members.items():
             with archive.open(info) as file:
                 arrays[name] = _read_array(file, info.file_size)
+            _check_channels(arrays[name].shape, f"{name} of {str(path)!r}")
         return arrays
 
 
@@ -153,6 +157,7 @@ def open_rows(path: Path) -> Rows:
         shape, fortran_order, dtype = _read_header(file, os.fstat(file.fileno()).st_size)
         if fortran_order:
             raise ValueError("its values are in Fortran order; save numpy.ascontiguousarray(x)")
+        _check_channels(shape, f"x of {str(path)!r}")
         return Rows(path, shape, dtype, file.tell(), _version(file))
 
 
@@ -165,8 +170,10 @@ def as_images(x: np.ndarray, source: str) -> np.ndarray:
     """Return x as [N, D] or [N, H, W, C], uint8 or finite float32; raise UserError if it cannot be."""
     check_layout(x.shape, x.dtype, source)
     if x.dtype.kind in "ui":
-        check_integers(int(x.min()), int(x.max()), source)
-    return convert(x, source)
+        check_integers(int(x.min()), int(x.max()), x.shape, x.dtype, source)
+    images = convert(x)
+    check_finite(*not_finite(images), x.ndim, source)
+    return images
 
 
 def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
@@ -175,31 +182,72 @@ def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
         raise UserError(f"{source} holds values of type {dtype}, expected floats, integers or bools.")
     if len(shape) not in (2, 3, 4) or 0 in shape:
         raise UserError(f"{source} has shape {shape}, expected non-empty [N, D], [N, H, W] or [N, H, W, C].")
-    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
-        raise UserError(f"{source} has shape {shape}, with channels first. Transpose it to [N, H, W, C].")
 
 
-def check_integers(low: int, high: int, source: str) -> None:
-    """UserError for integers from `low` to `high` that are no bytes v standing for v/255."""
+def _check_channels(shape: tuple[int, ...], source: str) -> None:
+    """UserError for images with channels first, which only an array can have: those of a folder have them last."""
+    if len(shape) == 4 and shape[1] <= 4 < max(shape[2:]):
+        advice = "x[..., 0]" if shape[3] == 1 else "x.reshape(len(x), -1)"
+        if shape[2] > 4:  # otherwise the transposed array would be refused again
+            advice = f"x.transpose(0, 2, 3, 1), or, if its images really are {shape[1]} high, {advice}"
+        raise UserError(
+            f"{source} has shape {shape}, which looks like channels first, expected [N, H, W, C]. Save {advice}."
+        )
+
+
+def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
+    """UserError for integers from `low` to `high` that are no bytes v standing for v/255, or may be none."""
     if low < 0 or high > 255:
         raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
     # Taken at its word this would be a nearly black picture; it is binary data saved with the wrong type.
     if high == 1:
-        raise UserError(f"{source} holds integers of 0 and 1 only, but v stands for v/255. Save it as bool.")
+        raise UserError(
+            f"{source} holds integers of 0 and 1 only, but v stands for v/255. Save it as bool, or multiply it by 255."
+        )
+    if len(shape) == 2 and dtype != np.uint8:
+        raise UserError(
+            f"{source} is a table of {dtype} from {low} to {high}, expected floats, uint8 or bools. "
+            "Save it as float32 for its own values, or as uint8 if v stands for v/255."
+        )
 
 
-def convert(x: np.ndarray, source: str) -> np.ndarray:
-    """[N, H, W] gains C = 1; bools become 0 and 255, integers uint8, floats float32. UserError unless finite."""
+def log_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
+    """Say that integers from `low` to `high` are taken as bytes, where they may not have been meant so."""
+    if dtype.kind in "ui" and (len(shape) == 2 or dtype != np.uint8):
+        console.say(
+            f"{source}: the integers from {low} to {high} are taken as v/255. Save them as float32 if v means v."
+        )
+
+
+def convert(x: np.ndarray) -> np.ndarray:
+    """[N, H, W] gains C = 1; bools become 0 and 255, integers uint8, floats float32, the too large ones infinite."""
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype.kind == "b":
         return x.astype(np.uint8) * np.uint8(255)
     if x.dtype.kind in "ui":
         return x.astype(np.uint8, copy=False)
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
-    if not np.isfinite(x).all():
-        raise UserError(f"{source} holds NaN, infinite or too large values, expected finite float32. Remove them.")
-    return x
+        return x.astype(np.float32, copy=False)
+
+
+def not_finite(x: np.ndarray) -> tuple[int, list[int]]:
+    """How many values are not finite, and the index of the first of them."""
+    if x.dtype.kind != "f":
+        return 0, []
+    finite = np.isfinite(x)
+    count = x.size - int(np.count_nonzero(finite))
+    return count, [int(i) for i in np.unravel_index(np.argmin(finite), x.shape)] if count else []
+
+
+def check_finite(count: int, first: list[int], ndim: int, source: str) -> None:
+    """UserError if values are not finite: what `not_finite` says of an array that is stored with `ndim` axes."""
+    if count:
+        axes = ("row", "column") if ndim == 2 else ("row", "y", "x", "channel")[:ndim]
+        where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, first, strict=False))
+        raise UserError(
+            f"{source} holds NaN, infinite or too large values ({count}; the first in {where}), expected finite "
+            "float32. Keep the rows, of y too, where np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) is true."
+        )
 
 
 @contextlib.contextmanager
@@ -213,8 +261,45 @@ def _open_image(path: Path) -> Iterator[Any]:
             yield image
 
 
+# Of Pillow, by the EXIF orientation: 6 and 8 are what cameras write that were held upright.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+def _orientation(image: Any) -> int:
+    from PIL import Image
+
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing, as for any viewer
+        return Image.Image.getexif(image).get(0x0112, 1)  # that of a PNG's own class would decode it
+    return 1
+
+
+def _decode(image: Any, mode: str) -> np.ndarray:
+    """[H, W, C], uint8: as EXIF turns it, and over white where it is transparent."""
+    from PIL import Image
+
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert(mode)
+    x = np.asarray(image.transpose(Image.Transpose[turn]) if turn else image)
+    return x.reshape(*x.shape[:2], len(mode))
+
+
 def read_folder(folder: Path) -> np.ndarray:
-    """Return the images of a folder, [N, H, W, C], uint8. Every header is checked before any image is decoded."""
+    """Return the images of a folder, [N, H, W, C], uint8, turned as EXIF says, and over white where transparent.
+
+    Every header is checked before any image is decoded.
+    """
     with reading(folder, "a folder of PNG or JPEG images"):
         files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
         paths = sorted(p for p in files if p.is_file())
@@ -223,15 +308,15 @@ def read_folder(folder: Path) -> np.ndarray:
     sizes, modes = [], set()
     for path in paths:
         with _open_image(path) as image:
-            sizes.append(image.size)
+            sizes.append(image.size[:: -1 if _orientation(image) in (5, 6, 7, 8) else 1])
             modes.add(image.mode)
             if leaves(path, folder):
                 raise ValueError("it is a link out of its folder; put a copy there")
             if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow halves the bits of colours unasked
                 raise ValueError("it has more than 8 bits per pixel")
-            if image.size != sizes[0]:
-                raise ValueError(f"its size is {image.size}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
-    mode = "L" if modes <= {"1", "L"} else "RGB"
+            if sizes[-1] != sizes[0]:
+                raise ValueError(f"its size is {sizes[-1]}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
+    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
     width, height = sizes[0]
     shape = (len(paths), height, width, len(mode))
     with reading(folder, "fewer or smaller images"):
@@ -239,5 +324,8 @@ def read_folder(folder: Path) -> np.ndarray:
         x = np.empty(shape, np.uint8)
     for row, path in zip(x, paths, strict=True):
         with _open_image(path) as image:
-            row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
+            decoded = _decode(image, mode)
+            if decoded.shape != row.shape:  # a PNG may say how it is turned behind its pixels
+                raise ValueError("its EXIF orientation stands behind its pixels; save it turned")
+            row[...] = decoded
     return x

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from vae_jax import console
-from vae_jax.files import Rows, check_integers, convert
+from vae_jax.files import Rows, check_finite, check_integers, convert, log_integers, not_finite
 
 BLOCK_BYTES = 128 << 10
+READ_BYTES = 4 << 20  # at once, when the file is checked
 WINDOW_BYTES = 64 << 20  # of the blocks whose rows are shuffled together
 CHUNK_BYTES = 16 << 20  # of the batches that are given to the device at once
 KEPT_BYTES = 256 << 20  # of the test split, and of the training examples that are kept in memory, as float32
@@ -146,21 +147,35 @@ def _read_through(rows: Rows, source: str) -> tuple[tuple[float, float], str]:
     """The range and the fingerprint of a file."""
     digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
     low, high = float("inf"), -float("inf")
-    size = max(1, (4 << 20) // rows.row_bytes)
+    missing, first = 0, list[int]()
+    size = max(1, READ_BYTES // rows.row_bytes)
     # Drawn after two seconds.
     for start in console.bar(range(0, rows.shape[0], size), delay=2, desc=f"reading {rows.path.name}"):
-        stored = rows.read(np.array([[start, min(start + size, rows.shape[0])]]))
+        block = np.array([[start, min(start + size, rows.shape[0])]])
+        stored = rows.read(block)
         digest.update(stored.data)
-        x = convert(stored, source)
+        x = convert(stored)
+        count, index = _not_finite(x, block)
+        missing, first = missing + count, first or index
         seen = stored if stored.dtype.kind in "ui" else x
         low, high = min(low, seen.min().item()), max(high, seen.max().item())
+    check_finite(missing, first, len(rows.shape), source)
     if rows.dtype.kind in "ui":
-        check_integers(int(low), int(high), source)
+        check_integers(int(low), int(high), rows.shape, rows.dtype, source)
+        log_integers(int(low), int(high), rows.shape, rows.dtype, source)
     return (float(low), float(high)), digest.hexdigest()[:16]
 
 
 def _read(rows: Rows, blocks: np.ndarray) -> np.ndarray:
-    return convert(rows.read(blocks), _source(rows))
+    x = convert(rows.read(blocks))
+    check_finite(*_not_finite(x, blocks), len(rows.shape), _source(rows))
+    return x
+
+
+def _not_finite(x: np.ndarray, blocks: np.ndarray) -> tuple[int, list[int]]:
+    """How many values are not finite, and the index in the file of the first of them."""
+    count, first = not_finite(x)
+    return count, [int(np.concatenate([np.arange(*b) for b in blocks])[first[0]]), *first[1:]] if count else []
 
 
 def _source(rows: Rows) -> str:
