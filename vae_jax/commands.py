@@ -279,7 +279,10 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
     """The data that --data names, or that the run was trained on."""
     config, data, name = restored.config, restored.data, options.data or restored.config.dataset
     if not options.data and name not in datasets.NAMES and not Path(name).exists():
-        raise UserError(f"{name}, which the VAE was trained on, is not there. Give its new place with --data.")
+        raise UserError(
+            f"{name}, which the VAE was trained on, is not there. Put it back for its splits, or give its new place with "
+            "--data: every example of it is taken then."
+        )
     dataset = datasets.load(
         name,
         data_dir=options.data_dir or _known_dir(data, config.dataset),

@@ -69,9 +69,10 @@ def protocol(
     log_px = "log p(x | label)" if config.conditional else "log p(x)"
     binarised = f"binarised once with seed {summary['binarization_seed']}, {config.binarization} in training"
     binarised = "not binarised" if config.binarization == "none" else binarised
+    of_what = f"{'' if summary['split'] == 'all' else f'the {summary["split"]} split of '}{dataset or config.dataset}"
     text = (
-        f"Nats per example, over {'all' if limit is None else 'the first'} {summary['num_examples']:,} examples of the "
-        f"{summary['split']} split of {dataset or config.dataset} ({binarised}), ± the standard error over examples. "
+        f"Nats per example, over {'all' if limit is None else 'the first'} {summary['num_examples']:,} examples of "
+        f"{of_what} ({binarised}), ± the standard error over examples. "
     )
     if "nll" in summary:
         text += (
@@ -124,7 +125,8 @@ def _curves(folder: Path, records: list[dict[str, Any]]) -> str:
 
 
 def _reconstructions(folder: Path, split: str) -> str:
-    caption = f"Inputs of the {split} split and, under each one, E[x | z] at its posterior mean z."
+    inputs = "Inputs" if split == "all" else f"Inputs of the {split} split"
+    caption = f"{inputs} and, under each one, E[x | z] at its posterior mean z."
     return webpage.pixels(folder / "reconstructions.png", caption)
 
 
