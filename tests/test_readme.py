@@ -135,6 +135,8 @@ def test_what_a_page_names_is_there(page):
     """Files in backticks, wherever they are looked for; links, with the headings that they point to."""
     here = (ROOT / page).parent
     for name in SPANS[page]:
+        if name.startswith(".["):
+            assert name[2:-1] in EXTRAS
         if re.fullmatch(r"[\w/.]+\.(py|jsonl)|configs/\w+/", name):
             assert any((folder / name).exists() for folder in (ROOT, here, ROOT / "vae_jax")), name
     for target in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", TEXTS[page]):
