@@ -6,7 +6,7 @@ On 2 CPU cores in 67 s: a test loss of 142.74 nats (grey, seed 0).
 
 The decoder of the original lacks the activation after its first layer:
     --config.network_options='{"decoder_activation": "identity,elu,elu"}'
-Its text also derives a Gaussian likelihood with a learned sigma for each pixel, and L samples an example:
+Its text also derives a Gaussian likelihood with a learned sigma for each pixel, and L samples per example:
     --config.likelihood=gaussian_pixel --config.num_samples=5
 """
 

@@ -1,11 +1,10 @@
-"""Dynamically binarised MNIST on one GPU: residual blocks in encoder and decoder, z = 40, a RealNVP prior.
+"""Never run to its end: dynamically binarised MNIST on one GPU, with residual blocks and a RealNVP prior on z = 40.
 
     python train.py --config=configs/mnist_gpu.py
     python -m vae_jax evaluate checkpoints/mnist_gpu --checkpoint=best --num_samples=5000
 
 The network of `mnist_12min.py` with two to four times the channels and with blocks at every size, for 300 epochs. The
-checkpoint with the lowest loss of the 5,000 validation images is the one to evaluate: so many epochs can overfit. Not
-run to its end here.
+checkpoint with the lowest loss of the 5,000 validation images is the one to evaluate: so many epochs can overfit.
 """
 
 from vae_jax.config import Config

@@ -1,21 +1,43 @@
-"""Everything in the README runs: its Python, and its commands on a tiny run."""
+"""The three pages are true: their Python runs, their commands and flags are understood, what they name is there."""
 
+import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from vae_jax import console, inputs, likelihoods, models
-from vae_jax.__main__ import main, parse
+from vae_jax import console, inputs, likelihoods, metrics, models
+from vae_jax.__main__ import parse
 from vae_jax.objectives import negative_elbo
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"`(python (?:-m vae_jax|train\.py)[^`]*)`", README)
+PAGES = ("README.md", "configs/README.md", "tests/benchmarks/README.md")
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# What stands between backticks outside of blocks, by page.
+SPANS = {page: re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)) for page, text in TEXTS.items()}
+SOURCES = [path.read_text() for folder in ("vae_jax", "tests") for path in (ROOT / folder).rglob("*.py")]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def blocks(page, *languages):
+    return [code for language, code in BLOCK.findall(TEXTS[page]) if language in languages]
+
+
+def commands(page):
+    """Those in the text, and those in blocks: a line each, in `console` after a dollar, joined by &&."""
+    lines = [line for code in blocks(page, "sh") for line in code.splitlines()]
+    lines += re.findall(r"^\$ (.*)$", "".join(blocks(page, "console")), re.MULTILINE)
+    lines += [span for span in SPANS[page] if re.match(r"(taskset -c \d )?(python|vae-jax) .", span)]
+    return [command for line in lines for command in line.split(" && ")]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+FLAGS = list(dict.fromkeys(span for page in PAGES for span in SPANS[page] if span.startswith("--")))
 
 
 @pytest.fixture
@@ -24,15 +46,16 @@ def beside_a_run(tmp_path, monkeypatch, digits_run):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "digits").symlink_to(digits_run)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(len(BLOCKS))])
-def test_python(block, beside_a_run, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python(page, beside_a_run, monkeypatch):
+    """The blocks of a page continue each other."""
     monkeypatch.setattr(likelihoods, "laplace", None, raising=False)  # taken away again after the example that sets it
-    with jax.numpy_dtype_promotion("standard"):
-        names = {}
-        exec(compile(block, "README.md", "exec"), names)
+    names = {}
+    for block in blocks(page, "python"):
+        with jax.numpy_dtype_promotion("standard"):
+            exec(compile(block, page, "exec"), names)
     if "config" in names:
         trains(names["config"])
 
@@ -50,35 +73,107 @@ def trains(config):
     assert p.sample(jax.random.key(3), (5,)).shape == (5, 3, 4, 4, 1)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "RUN_DIR" in c or "evaluate" in c])
-def test_command(command, beside_a_run, digits_run, conditional_run):
-    run_dir = conditional_run if "--label" in command else digits_run
-    small = command.replace("5000", "20").replace("=100", "=5")
-    argv = shlex.split(re.sub(r"RUN_DIR|checkpoints/\w+", str(run_dir), small))[3:]
-    if "--data=mine.npy" in argv:
-        argv[argv.index("--data=mine.npy")] = "--data=digits"
-    if argv[0] != "evaluate" and not any(word.startswith("--out") for word in argv):
-        argv.append(
-            {"encode": "--out=out.npz", "report": "--out=out.html", "export": "--out=out.zip"}.get(
-                argv[0], "--out=out.png"
-            )
-        )
-    assert console.run(main, argv) == 0
-    assert argv[0] == "evaluate" or [path for path in beside_a_run.iterdir() if path.is_file()]
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c])
-def test_training_command_is_understood(command, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert console.parse_train(shlex.split(command)[2:])
+    words = shlex.split(re.sub(r"^taskset -c \d ", "", command).replace("vae-jax", "python -m vae_jax"))
+    match words[1:]:
+        case ["train.py", "--help"]:
+            with pytest.raises(SystemExit):
+                console.parse_train(["--help"])
+        case ["train.py", *argv]:
+            assert console.parse_train(argv)
+        case ["-m", "vae_jax", *argv]:
+            assert parse(argv).command != "sweep" or len(parse(argv).members) in (3, 6)
+        case ["-m", "pip", "install", "-e", what]:
+            assert what == "." or what.removeprefix(".[").removesuffix("]") in EXTRAS
+        case ["-m", "pytest", *_]:
+            pass  # this very command
+        case [script, *argv]:
+            assert_flags_exist(argv, [(ROOT / script).read_text(), (ROOT / "tests/benchmarks/measure.py").read_text()])
+        case _:
+            pytest.fail(f"What is this? {command}")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "SWEEP_DIR" in c])
-def test_sweep_is_understood(command, monkeypatch):
+def assert_flags_exist(argv, sources):
+    for flag in re.findall(r"--\w+", " ".join(argv)):
+        assert any(f'"{flag}"' in source for source in sources), f"nothing has a flag {flag}"
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_flags_are_understood(flags, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert len(parse(shlex.split(command)[3:]).members) in (3, 6)
+    if "--config." in flags:
+        assert console.parse_train(shlex.split(flags))
+    else:
+        assert_flags_exist([flags], SOURCES)
 
 
-def test_every_recipe_is_named():
+def test_the_commands_print_what_the_readme_shows(beside_a_run, digits_run, vae):
+    """But for the numbers, and for what dots stand for."""
+    (shown,) = blocks("README.md", "console")
+    trained, evaluated = re.findall(r"^\{.*\}$", shown, re.MULTILINE)
+    record = metrics.read(digits_run)[-1]
+    assert set(keys(trained)) <= {"run_dir", *record}
+    summary = vae("evaluate", "checkpoints/digits", "--limit=9", "--num_samples=2")
+    assert set(keys(evaluated)) <= set(json.loads(summary))
+    first, last = re.findall(r"^(epoch.*?) +\.\.\.$", shown, re.MULTILINE)
+    described = without_numbers(metrics.describe(record, 1.0, 1.0))
+    assert described.startswith(without_numbers(first)) and described.startswith(without_numbers(last))
+
+
+def keys(shown):
+    return re.findall(r'"(\w+)":', shown)
+
+
+def without_numbers(line):
+    return re.sub(r"-?\d[\d.]*", "0", line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_is_there(page):
+    """Files in backticks, wherever they are looked for; links, with the headings that they point to."""
+    here = (ROOT / page).parent
+    for name in SPANS[page]:
+        if name.startswith(".["):
+            assert name[2:-1] in EXTRAS
+        if re.fullmatch(r"[\w/.]+\.(py|jsonl)|configs/\w+/", name):
+            assert any((folder / name).exists() for folder in (ROOT, here, ROOT / "vae_jax")), name
+    for target in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", TEXTS[page]):
+        path, _, anchor = "".join(target).partition("#")
+        assert (here / path).is_file(), path
+        headings = re.findall(r"^#+ (.*)$", (here / path).read_text() if anchor else "", re.MULTILINE)
+        assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings]
+
+
+def test_the_map_of_the_package_is_of_files_that_exist():
+    section = TEXTS["README.md"].partition("## The package")[2].partition("\n## ")[0]
+    there = {path.stem for path in (ROOT / "vae_jax").rglob("*.py")}
+    names = set(re.findall(r"`([a-z_]+)(?:\.py)?`", section))
+    assert {"core", "objectives", "update"} < names <= there
+
+
+def test_every_recipe_is_in_the_index_which_says_whether_it_was_run():
     for recipe in (ROOT / "configs").rglob("*.py"):
-        assert recipe.stem in README, f"README.md does not name {recipe.name}"
+        name = f"`{recipe.relative_to(ROOT / 'configs')}`"
+        row = next((line for line in TEXTS["configs/README.md"].splitlines() if f"| {name}" in line), "")
+        assert row, f"configs/README.md does not name {name}"
+        first_line = recipe.read_text().splitlines()[0].lower()
+        assert ("never run to its end" in row) == ("never run to its end" in first_line), name
+
+
+def test_every_benchmark_is_on_its_page():
+    for script in (*(ROOT / "tests/benchmarks").glob("*.py"), ROOT / "tests/faults.py"):
+        if "__main__" in script.read_text():
+            assert script.name in TEXTS["tests/benchmarks/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_plain_english(page):
+    assert not re.findall(r".*\bis no .*", TEXTS[page])
+    assert not re.findall(r".*\b(?:nats|images|samples|units|numbers|steps) an? .*", TEXTS[page])
+
+
+def test_the_readme_is_short_and_begins_with_code():
+    assert len((ROOT / "README.md").read_bytes()) <= 8000
+    assert "jax.value_and_grad" in "".join(TEXTS["README.md"].splitlines()[:50])

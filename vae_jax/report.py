@@ -69,10 +69,10 @@ def protocol(
     log_px = "log p(x | label)" if config.conditional else "log p(x)"
     binarised = f"binarised once with seed {summary['binarization_seed']}, {config.binarization} in training"
     binarised = "not binarised" if config.binarization == "none" else binarised
-    of_what = f"{'' if summary['split'] == 'all' else f'the {summary["split"]} split of '}{dataset or config.dataset}"
+    split = "" if summary["split"] == "all" else f"the {summary['split']} split of "
     text = (
         f"Nats per example, over {'all' if limit is None else 'the first'} {summary['num_examples']:,} examples of "
-        f"{of_what} ({binarised}), ± the standard error over examples. "
+        f"{split}{dataset or config.dataset} ({binarised}), ± the standard error over examples. "
     )
     if "nll" in summary:
         text += (

@@ -1,4 +1,4 @@
-"""The VAE and the IWAE of Burda et al. 2016 (arXiv:1509.00519) with one stochastic layer, as they trained it on MNIST.
+"""Never run to its end: the VAE and the IWAE of Burda et al. 2016 (arXiv:1509.00519), one stochastic layer, on MNIST.
 
     python train.py --config=configs/iwae/one_layer.py
 

@@ -1,4 +1,4 @@
-"""The VAE and the IWAE of Burda et al. 2016 (arXiv:1509.00519) with two stochastic layers, on their MNIST.
+"""Never run to its end: the VAE and the IWAE of Burda et al. 2016 (arXiv:1509.00519), two stochastic layers, on MNIST.
 
     python train.py --config=configs/iwae/two_layers.py
 
