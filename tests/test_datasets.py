@@ -304,10 +304,10 @@ def test_labels_that_are_whole_numbers(tmp_path, y):
 @pytest.mark.parametrize(
     ("y", "says"),
     [
-        (np.array(["cat", "dog"] * 3), "values of type <U3, expected integers"),
-        (np.array([["cat"], ["dog"]] * 3), "values of type <U3, expected integers"),
-        (np.arange(6) / 2, "fractional values of type float64, expected integers"),
-        (np.array([0, 1, np.nan] * 2), "fractional values"),
+        (np.array(["cat", "dog"] * 3), "labels of type <U3, not all whole numbers"),
+        (np.array([["cat"], ["dog"]] * 3), "labels of type <U3, not all whole numbers"),
+        (np.arange(6) / 2, "labels of type float64, not all whole numbers"),
+        (np.array([0, 1, np.nan] * 2), "not all whole numbers"),
         (np.array([0, 1, np.inf] * 2), "labels from 0.0 to inf"),
         (np.array([0, 1, -1] * 2), "labels from -1 to 1"),
         (np.float32([0, 1, 2**31] * 2), "labels from 0.0 to 2147483648.0"),
@@ -323,7 +323,7 @@ def test_other_labels_are_refused_and_the_advice_works(tmp_path, y, says):
 
 
 def test_one_hot_labels_and_arrays_without_names_are_told_what_to_type(tmp_path):
-    assert "y.argmax(1) of one-hot rows" in error(save(tmp_path / "a.npz", x=np.eye(6), y=np.eye(6)))
+    assert "y.argmax(1) for one-hot rows" in error(save(tmp_path / "a.npz", x=np.eye(6), y=np.eye(6)))
     np.savez(tmp_path / "a.npz", np.eye(6), np.arange(6))
     assert "['arr_0', 'arr_1']" in (message := error(tmp_path / "a.npz"))
     assert "Type np.savez(FILE, x=a, y=b) instead of np.savez(FILE, a, b)." in message

@@ -82,9 +82,9 @@ def load(
       hidden files and sub-folders are ignored. All grey: C = 1, otherwise RGB. They are turned as EXIF says, and
       what is transparent lies over white.
       x is [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]; floats become float32, bools 0 and 255, integers in
-      0..255 uint8, of [N, D] only if they are uint8. A line on stderr says so where they may be no bytes. y holds
-      whole numbers, [N] or [N, 1]. Without an x_test, the last tenth (at least 1) of a fixed permutation
-      is the test split.
+      0..255 uint8. Integers [N, D] must be uint8 already. A line on stderr says that integers are taken as v/255
+      where they are [N, D] or of another type. y holds whole numbers, as integers or floats, [N] or [N, 1].
+      Without an x_test, the last tenth (at least 1) of a fixed permutation is the test split.
     data_dir: where TFDS data is, or is prepared; else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. A decoded
       copy is kept in `$XDG_CACHE_HOME/vae_jax`, or `~/.cache/vae_jax`.
     classes: keep only the examples with these labels, in every split.
@@ -208,13 +208,12 @@ def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
     if y.shape not in ((n,), (n, 1)):
         raise UserError(
             f"{source} has labels of type {y.dtype}, shape {y.shape}; expected integers, shape ({n},). "
-            "Save one label for each example, y.argmax(1) of one-hot rows."
+            "Save one label per example, which is y.argmax(1) for one-hot rows."
         )
     y = y.reshape(n)
     number = "Save np.unique(y, return_inverse=True)[1], which numbers them from 0."
     if y.dtype.kind not in "buif" or (y.dtype.kind == "f" and not np.array_equal(y, np.floor(y))):
-        what = "fractional values" if y.dtype.kind == "f" else "values"
-        raise UserError(f"{source} has labels that are {what} of type {y.dtype}, expected integers. {number}")
+        raise UserError(f"{source} holds labels of type {y.dtype}, not all whole numbers; expected integers. {number}")
     low, high = y.min().item(), y.max().item()
     if low < 0 or high > np.iinfo(np.int32).max:
         raise UserError(f"{source} has labels from {low} to {high}, expected 0 to 2147483647. {number}")
