@@ -456,10 +456,10 @@ def grown(name, size):
 RUNS = {
     "run.json of nothing": (text("run.json", ""), ["run.json is damaged", "Train again"]),
     "run.json of brackets": (text("run.json", "[" * 100_000), ["run.json is damaged (RecursionError"]),
-    "run.json of a terabyte": (grown("run.json", 1 << 40), ["it has 1099511627776 bytes, and the limit is 1048576"]),
+    "run.json of a terabyte": (grown("run.json", 1 << 40), ["it has 1099511627776 bytes, and the limit is 4194304"]),
     "run.json of no text": (text("run.json", b"\xff\xfe"), ["run.json is damaged (UnicodeDecodeError"]),
     "run.json of a number": (text("run.json", "3"), ["run.json is damaged (TypeError"]),
-    "format to come": (run_json(format=99), ["has format 99; this version reads 3. Update vae_jax"]),
+    "format to come": (run_json(format=99), ["has format 99; this version reads 4. Update vae_jax"]),
     "format in words": (run_json(format="2"), ["run.json is damaged (TypeError"]),
     "example of 10^18 values": (data(shape=[10**9, 10**9]), ["examples of shape (1000000000, 1000000000); expected"]),
     "example of four axes": (data(shape=[8, 8, 1, 1]), ["examples of shape (8, 8, 1, 1)"]),

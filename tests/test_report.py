@@ -213,7 +213,7 @@ def test_figures_of_other_data_are_said_to_be(vae, digits_run, tmp_path):
     data = tmp_path / "other.npy"
     np.save(data, np.random.default_rng(0).integers(0, 2, (50, 8, 8, 1)).astype(np.float32))
     page = report(vae, digits_run, tmp_path / "a.html", "--data", data, *FEW)
-    assert f"5 examples of the test split of {data} (" in page.text["Evaluation"]
+    assert f"40 examples of {data} (" in page.text["Evaluation"]
     assert "A VAE of digits" in page.text[""] and "grey" not in page.text["Evaluation"]
 
 

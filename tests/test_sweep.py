@@ -340,7 +340,7 @@ def test_new_members_begin_and_finished_ones_are_kept(unbroken, tmp_path, no_pic
 
 
 def test_a_member_keeps_its_directory_when_more_of_the_sweep_varies(tmp_path):
-    member, data = Config(seed=3, batch_size=4), DataInfo((5,), 0, (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
+    member, data = Config(seed=3, batch_size=4), DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
     with runs.open_run(tmp_path / "seed-3", member, data):
         pass
     members = [replace(member, num_epochs=99, beta=beta) for beta in (4.0, 1.0)]

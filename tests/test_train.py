@@ -420,7 +420,7 @@ def test_weights_that_are_not_finite_are_refused(train, tmp_path, no_pictures, m
 
 
 def test_weights_of_other_classes_are_refused(train, conditional_run, tmp_path):
-    with pytest.raises(UserError, match=r"the number of classes \(there 10, here 2\)"):
+    with pytest.raises(UserError, match=r"the classes \(there 'the classes 0 to 9', here 'the classes 0 to 1'\)"):
         train(tmp_path / "run", init_from=conditional_run, conditional="true", classes="0,1")
 
 

@@ -79,7 +79,7 @@ def x64():
 
 def built(fields):
     config = Config(**{"hidden_sizes": (6,), "latent_dim": 2, "batch_size": 4, "num_epochs": 3} | fields)
-    data = DataInfo(SHAPE, CLASSES, (0.0, 1.0), NUM, 0, 4, "", None)
+    data = DataInfo(SHAPE, tuple(range(CLASSES)), (0.0, 1.0), NUM, 0, 4, "", None)
     return config, models.build(config, data), objectives.build(config)
 
 

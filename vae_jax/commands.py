@@ -212,7 +212,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     if options.per_example:
         present = {name: array for name, array in arrays.items() if array is not None}
         _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
-    if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and not options.ais_chains:
+    if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and finite.all() and not options.ais_chains:
         console.say(
             "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
             f"{HEAVY_TAIL}): their NLL is a loose bound. More --num_samples lower it; --ais_chains=16 with --limit=100 "

@@ -116,7 +116,7 @@ def load_whole(name: str | os.PathLike[str]) -> Split | None:
     if path.is_dir():
         return _part({"x": read_folder(path)}, "", repr(os.fspath(name)))
     arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
-    return _part(arrays, "", repr(os.fspath(name))) if "x" in arrays else None
+    return _part(arrays, "", repr(os.fspath(name))) if arrays.keys() in ({"x"}, {"x", "y"}) else None
 
 
 def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split]:

@@ -15,7 +15,7 @@ from vae_jax.checkpoints import Restored
 from vae_jax.config import Config, to_json
 from vae_jax.core import condition
 from vae_jax.evaluate import ACTIVE_VARIANCE, Evaluation
-from vae_jax.inputs import Examples
+from vae_jax.inputs import DataInfo, Examples
 
 ROWS, COLUMNS = 12, 11  # of the traversals: latent dimensions, and values of each
 
@@ -53,7 +53,7 @@ def page(
             "Learning curves": [_curves(folder, metrics.read(run_dir))],
             "Reconstructions": [_reconstructions(folder, summary["split"])],
             "Samples": [_samples(folder, config)],
-            "Manifold": [_manifold(folder, config)],
+            "Manifold": [_manifold(folder, data)],
             "Traversals": [_traversals(folder, restored, examples, result, names)],
             "Posterior means": [_scatter(folder, *layer, label, result.kl) for layer in layers.items()],
             "KL by latent dimension": [_kl_by_dimension(folder, result.kl_by_dimension)],
@@ -135,9 +135,10 @@ def _samples(folder: Path, config: Config) -> str:
     return webpage.pixels(folder / "samples.png", caption)
 
 
-def _manifold(folder: Path, config: Config) -> str:
+def _manifold(folder: Path, data: DataInfo) -> str:
     path = folder / "manifold.png"
-    caption = f"E[x | z] over [-2, 2] x [-2, 2], z_1 rightwards and z_2 upwards{', of class 0' * config.conditional}."
+    first = f", of class {data.classes[0]}" if data.classes else ""
+    caption = f"E[x | z] over [-2, 2] x [-2, 2], z_1 rightwards and z_2 upwards{first}."
     return webpage.pixels(path, caption) if path.exists() else ""
 
 

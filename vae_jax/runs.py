@@ -26,7 +26,7 @@ from vae_jax.files import leaves
 from vae_jax.inputs import DataInfo
 
 FORMAT = 4
-MAX_RUN_BYTES = 1 << 20  # of run.json, which has a few thousand
+MAX_RUN_BYTES = 4 << 20  # of run.json, which has a few thousand, and more for many classes
 MAX_VALUES = 2**28  # of an example: a picture of 9,000 x 9,000 pixels in colour
 
 
