@@ -4,7 +4,8 @@ import time
 from functools import partial
 from typing import Any
 
-from vae_jax import console
+from vae_jax import progress
+from vae_jax.cli import console
 
 
 def main(argv: list[str]) -> int:
@@ -14,26 +15,16 @@ def main(argv: list[str]) -> int:
     import jax
     import numpy as np
 
-    from vae_jax import (
-        checkpoints,
-        devices,
-        evaluate,
-        guard,
-        inputs,
-        metrics,
-        models,
-        objectives,
-        pictures,
-        runs,
-        tensorboard,
-        update,
-        views,
-    )
+    from vae_jax import build, evaluate, guard, update
+    from vae_jax.data import inputs
     from vae_jax.errors import UserError
+    from vae_jax.run import checkpoints, metrics, runs, tensorboard
+    from vae_jax.show import pictures, views
+    from vae_jax.xla import devices
 
     # The data.
     config, run_dir = inputs.absolute(options.config), options.workdir
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir)
+    data, examples, split, held_out, label = inputs.load(config, options.data_dir, build.num_levels(config))
 
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
     mesh, is_first = devices.make_mesh(), jax.process_index() == 0
@@ -44,14 +35,14 @@ def main(argv: list[str]) -> int:
         examples = devices.put(examples, everywhere)
 
     # The model and what improves it.
-    vae, objective = models.build(config, data), objectives.build(config)
+    vae, objective = build.make_vae(config, data), build.make_objective(config)
     if options.restart or not checkpoints.steps(run_dir):  # a run that goes on needs no other one
         vae = checkpoints.begin_from(vae, config, data)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
-    optimizer = update.make_optimizer(config, steps_per_epoch)
+    optimizer = build.make_optimizer(config, steps_per_epoch)
     prepare = inputs.make_prepare(config)
-    schedules = update.make_schedules(config)
+    schedules = build.make_schedules(config)
     one_step = update.make_update(
         vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay, schedules=schedules
     )
@@ -60,12 +51,12 @@ def main(argv: list[str]) -> int:
     else:
         train = update.make_train(one_step, config.batch_size, mesh)
         train = jax.jit(train, donate_argnums=0, out_shardings=everywhere)
-    evaluate_held_out = evaluate.make_evaluate_objective(vae, objectives.build_evaluation(config))
+    evaluate_held_out = evaluate.make_evaluate_objective(vae, build.make_evaluation_objective(config))
     init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
     state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
     def lost(seen: guard.Guard) -> UserError:
-        return guard.lost(seen, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
+        return runs.lost(seen, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
 
     with (
         devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart)),
@@ -75,9 +66,9 @@ def main(argv: list[str]) -> int:
         state, totals = checkpoints.resume_everywhere(run_dir, state)
         step, mean, stop = int(state.step), None, 0
         if step and is_first:
-            console.say(f"{run_dir}: resumed at step {step} of {num_steps}")
+            progress.say(f"{run_dir}: resumed at step {step} of {num_steps}")
         state, _ = train(state, examples, np.int32(0))  # compiles, so that the rates below are of steps
-        bar = console.bar(total=num_steps, initial=step, unit="step")
+        bar = progress.bar(total=num_steps, initial=step, unit="step")
         chunk, saved = 1, time.monotonic()  # steps a call: about a second of them
 
         while step < num_steps:
@@ -103,15 +94,15 @@ def main(argv: list[str]) -> int:
             values, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
             at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             trained = {**at, "split": "train", **metrics.averages(totals, config.batch_size)}
-            values = objectives.split_loss(config, values)
+            values = build.split_loss(config, values)
             record = {**at, "split": split, **values, "active_units": evaluate.active_units(mean)}
             totals = {}
             if not is_first:
                 continue
             rate = trained["examples_per_second"]
-            console.say(metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate))
+            progress.say(metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate))
             if trained["skipped"]:
-                console.say(guard.describe(seen))
+                progress.say(guard.describe(seen))
             metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
             copy_metrics()
             checkpoints.save(run_dir, state, totals, record["loss"])
@@ -135,7 +126,7 @@ def main(argv: list[str]) -> int:
             views.draw_run(run_dir, trained_vae, held_out, label, mean)
             pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
         if step < num_steps:
-            console.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
+            progress.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
         print(metrics.to_json({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
         return stop
 

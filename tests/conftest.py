@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import pytest
 
-from vae_jax import console, pictures, views
+from vae_jax.cli import console
+from vae_jax.show import pictures, views
 
 gc.set_threshold(100_000, 50, 100)  # tracing makes so many objects that their collection takes a twentieth of the time
 jax.config.update("jax_numpy_rank_promotion", "raise")

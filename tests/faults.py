@@ -24,8 +24,9 @@ import numpy as np
 from conftest import ROOT, contents, train_flags
 from test_train import assert_bit_equal, assert_same_records, final_state
 
-from vae_jax import arrays, checkpoints, metrics, models, runs, update
+from vae_jax import build, update
 from vae_jax.errors import UserError
+from vae_jax.run import arrays, checkpoints, metrics, runs
 
 # kills
 
@@ -121,8 +122,8 @@ class Judge:
         self.steps = checkpoints.steps(run_dir)
         self.best = checkpoints.load(run_dir, "best").step
         self.params = {step: checkpoints.load(run_dir, str(step)).params for step in self.steps}
-        vae = models.build(config, data)
-        optimizer = update.make_optimizer(config, data.num_train // config.batch_size)
+        vae = build.make_vae(config, data)
+        optimizer = build.make_optimizer(config, data.num_train // config.batch_size)
         first = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
         self.like = jax.eval_shape(first, jax.random.key(1), np.ones((1, *data.shape), np.float32))
         self.resumed = {}

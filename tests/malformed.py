@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from vae_jax import digests
+from vae_jax.run import digests
 
 # train.py on the digits: id -> (flags, parts of the line)
 

@@ -104,7 +104,7 @@ FLAGS = {
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """A user without prepared data sets and without a network."""
-    from vae_jax import tfds_builders
+    from vae_jax.data import tfds_builders
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
@@ -362,7 +362,7 @@ def test_refused_command(case, refused, tmp_path, request):
 
 
 def test_data_that_has_changed_is_refused_and_may_be_given_by_hand(refused, train, vae, tmp_path, monkeypatch):
-    from vae_jax import pictures, views
+    from vae_jax.show import pictures, views
 
     monkeypatch.setattr(views, "draw_run", lambda *_: None)
     monkeypatch.setattr(pictures, "save_curves", lambda *_: None)

@@ -9,11 +9,12 @@ import optax
 import pytest
 from conftest import contents
 
-from vae_jax import checkpoints, digests, metrics, models, runs, update
+from vae_jax import build, update
 from vae_jax.config import Config
 from vae_jax.core import VAE
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.inputs import DataInfo
+from vae_jax.run import checkpoints, digests, metrics, runs
 
 CONFIG = Config(hidden_sizes=(3,), latent_dim=2, batch_size=4)
 DATA = DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
@@ -21,7 +22,7 @@ DATA = DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
 
 @pytest.fixture(scope="module")
 def vae() -> VAE:
-    return models.build(CONFIG, DATA)
+    return build.make_vae(CONFIG, DATA)
 
 
 def first_state(vae, ema):

@@ -8,13 +8,13 @@ import numpyro.distributions as dist
 import pytest
 from helpers import lenient, mlp_vae, standard_normal
 
-from vae_jax import models
+from vae_jax import build
 from vae_jax.annealing import annealed_log_weights
 from vae_jax.config import Config
-from vae_jax.core import VAE, condition
+from vae_jax.core import VAE, Examples, condition
+from vae_jax.data.inputs import DataInfo
 from vae_jax.distributions import Bernoulli, DiagonalGaussian
 from vae_jax.evaluate import make_annealed, make_evaluate, make_evaluate_objective, mutual_information
-from vae_jax.inputs import DataInfo, Examples
 from vae_jax.objectives import elbo, log_weights, negative_elbo, negative_iwae
 
 SHAPE, NUM = (8, 8, 1), 8  # as many examples as rows: sums over the wrong axes broadcast
@@ -150,7 +150,7 @@ def test_a_missing_or_needless_context_is_named(fields):
     x, label = jnp.zeros((4, *SHAPE)), jnp.zeros((4, 3))
     for conditional in (True, False):
         config = Config(conditional=conditional, hidden_sizes=(8,), latent_dim=2, **fields)
-        vae = models.build(config, DATA)
+        vae = build.make_vae(config, DATA)
         params = jax.eval_shape(vae.init, jax.random.key(0), x)
         right, wrong = (condition(vae, label), vae) if conditional else (vae, condition(vae, label))
         jax.eval_shape(lambda p, vae=right: negative_elbo(p, jax.random.key(1), x, vae), params)
@@ -160,7 +160,7 @@ def test_a_missing_or_needless_context_is_named(fields):
 
 @pytest.mark.parametrize("network", ("mlp", "convolutional"))
 def test_a_built_vae_refuses_bytes_and_other_shapes(network):
-    vae = models.build(Config(network=network, hidden_sizes=(8,), latent_dim=2), DATA)
+    vae = build.make_vae(Config(network=network, hidden_sizes=(8,), latent_dim=2), DATA)
     params = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((4, *SHAPE)))
     for x in (jnp.zeros((4, *SHAPE), jnp.uint8), jnp.zeros((4, 8, 8)), jnp.zeros((4, 8, 7, 1))):
         with pytest.raises(ValueError, match=r"the network got .* expected floats of shape \[\.\.\., 8, 8, 1\]"):

@@ -10,10 +10,12 @@ import pytest
 from conftest import contents
 from PIL import Image
 
-from vae_jax import checkpoints, commands, datasets, inputs
 from vae_jax import evaluate as evaluate_module
 from vae_jax.__main__ import main, parse
+from vae_jax.cli import commands
+from vae_jax.data import datasets, inputs
 from vae_jax.errors import UserError
+from vae_jax.run import checkpoints
 
 EVALUATION = {
     "elbo",

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from vae_jax import config, console, inputs, models, objectives, update
+from vae_jax import build, config, update
+from vae_jax.cli import console
 from vae_jax.config import Config
+from vae_jax.data import inputs
 from vae_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,15 +167,15 @@ def test_recipes_fit_their_data(path):
     recipe = config.load_recipe(path)
     shape = {"digits": (8, 8, 1)}.get(recipe.dataset, (28, 28, 1))
     data = inputs.DataInfo(shape, tuple(range(10)), (0.0, 1.0), 60_000, 0, 10_000, "", None)
-    vae, objective = models.build(recipe, data), objectives.build(recipe)
-    optimizer = update.make_optimizer(recipe, 60_000 // recipe.batch_size)
+    vae, objective = build.make_vae(recipe, data), build.make_objective(recipe)
+    optimizer = build.make_optimizer(recipe, 60_000 // recipe.batch_size)
     step = update.make_update(
         vae,
         objective,
         optimizer,
         prepare=inputs.make_prepare(recipe),
         ema_decay=recipe.ema_decay,
-        schedules=update.make_schedules(recipe),
+        schedules=build.make_schedules(recipe),
     )
 
     def trained(key, x, context):
@@ -201,10 +203,12 @@ def test_recipes_fit_their_data(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "iwae").glob("*.py")), ids=lambda path: path.stem)
 def test_the_cells_of_burda_et_al_have_gradients(path, cell):
     recipe = replace(config.load_recipe(path), **cell)
-    vae = models.build(recipe, inputs.DataInfo((28, 28, 1), tuple(range(10)), (0.0, 1.0), 60_000, 0, 10_000, "", None))
+    vae = build.make_vae(
+        recipe, inputs.DataInfo((28, 28, 1), tuple(range(10)), (0.0, 1.0), 60_000, 0, 10_000, "", None)
+    )
     key, x = jax.random.key(0), jax.ShapeDtypeStruct((2, 28, 28, 1), "float32")
     params = jax.eval_shape(vae.init, key, x)
-    loss = lambda params, x: objectives.build(recipe)(params, key, x, vae)[0]  # noqa: E731
+    loss = lambda params, x: build.make_objective(recipe)(params, key, x, vae)[0]  # noqa: E731
     assert jax.tree.structure(jax.eval_shape(jax.grad(loss), params, x)) == jax.tree.structure(params)
 
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import mostly_slow
 from jax import lax
 
-from vae_jax.convolution import conv, conv_transpose
 from vae_jax.errors import UserError
+from vae_jax.xla.convolution import conv, conv_transpose
 
 # Stride, kernel size and output channels; few and many channels choose different formulations.
 FORMS = [

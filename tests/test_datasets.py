@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import datasets, files, streaming
+from vae_jax.data import datasets, files, streaming
 from vae_jax.errors import UserError
 
 
@@ -606,7 +606,7 @@ def write_idx(path, array):
 @pytest.fixture
 def downloads(tmp_path, monkeypatch, rng):
     """Synthetic idx files in the place of the network; returns the arrays and the files."""
-    from vae_jax import tfds_builders
+    from vae_jax.data import tfds_builders
 
     arrays, files = {}, {}
     for split, n in (("train", 30), ("test", 10)):
@@ -718,7 +718,7 @@ def test_newest_version_is_taken_and_unfinished_ones_are_not(tmp_path):
 def test_no_network_is_one_line(tmp_path, monkeypatch):
     import requests
 
-    from vae_jax import tfds_builders
+    from vae_jax.data import tfds_builders
 
     def head(reply):
         def call(url, *, timeout, allow_redirects):

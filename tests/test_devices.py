@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, train_flags
 
-from vae_jax import checkpoints, devices, metrics
 from vae_jax.errors import UserError
+from vae_jax.run import checkpoints, metrics
+from vae_jax.xla import devices
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"}
 RUN = {"batch_size": 96, "num_epochs": 7, "eval_epochs": 1, "binarization": "dynamic", "ema_decay": 0.9}  # 105 steps
@@ -24,14 +25,16 @@ RUN = {"batch_size": 96, "num_epochs": 7, "eval_epochs": 1, "binarization": "dyn
 LOSSES = """
 import jax, numpy as np, json, sys
 from jax.sharding import Mesh
-from vae_jax import devices, evaluate, inputs, models, objectives, update
+from vae_jax import evaluate, build, objectives, update
+from vae_jax.data import inputs
+from vae_jax.xla import devices
 from vae_jax.config import Config
 
 config = Config(batch_size=16, num_epochs=50, binarization="dynamic", **json.loads(sys.argv[1]))
 data, examples, *_ = inputs.load(config, None)
 examples = jax.tree.map(lambda a: a[:160], examples)
-vae, objective = models.build(config, data), objectives.build(config)
-optimizer = update.make_optimizer(config, 10)
+vae, objective = build.make_vae(config, data), build.make_objective(config)
+optimizer = build.make_optimizer(config, 10)
 one = update.make_update(vae, objective, optimizer, prepare=inputs.make_prepare(config))
 losses = {}
 for count in json.loads(sys.argv[2]):
@@ -53,7 +56,7 @@ print(json.dumps(losses))
 
 STOP_AFTER_THREE = """
 import sys, train
-from vae_jax import checkpoints
+from vae_jax.run import checkpoints
 
 save = checkpoints.save
 def stopping(run_dir, state, *rest):

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from vae_jax import digests
+from vae_jax.run import digests
 
 FILES = {"a": b"first", "part/b": b"second", "part/deep/c": b"", "other/d": b"\x00\xff"}
 

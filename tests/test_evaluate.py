@@ -13,9 +13,10 @@ from helpers import assert_within_errors, jit, mlp_vae, pca_data, pca_elbo, pca_
 from scipy.special import logsumexp
 from scipy.stats import genpareto, multivariate_normal
 
-from vae_jax import models
+from vae_jax import build
 from vae_jax.config import Config
-from vae_jax.core import condition
+from vae_jax.core import Examples, condition
+from vae_jax.data.inputs import DataInfo
 from vae_jax.distributions import Delta, DiagonalGaussian, FullGaussian, kl_monte_carlo
 from vae_jax.evaluate import (
     Evaluation,
@@ -28,9 +29,8 @@ from vae_jax.evaluate import (
     summarize,
     tail_size,
 )
-from vae_jax.inputs import DataInfo, Examples
 from vae_jax.objectives import negative_elbo
-from vae_jax.products import DTYPES
+from vae_jax.xla.products import DTYPES
 
 NUM_EXAMPLES, NUM_SAMPLES = 7, 5
 SHAPE, LATENTS = (2, 2, 1), 3
@@ -106,12 +106,12 @@ def test_the_faster_options_change_no_figure(key, network, compute_dtype):
         network=network, network_options=options, hidden_sizes=(8,), latent_dim=2, compute_dtype=compute_dtype
     )
     data = DataInfo((5, 4, 1), (), (0.0, 1.0), 200, 0, 0, "", None)
-    vae = models.build(config, data)
+    vae = build.make_vae(config, data)
     examples = Examples(jax.random.bernoulli(key, 0.4, (40, 5, 4, 1)).astype(jnp.float32), None)
     params = vae.init(jax.random.key(1), examples.x)
     plain, faster = (
         make_evaluate(vae, num_samples=6, **options)(params, jax.random.key(2), examples)
-        for options in ({}, models.evaluation_options(config))
+        for options in ({}, build.evaluation_options(config))
     )
     assert_close(plain, faster)
 

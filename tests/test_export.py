@@ -15,12 +15,14 @@ import pytest
 from conftest import mostly_slow
 from helpers import members
 
-from vae_jax import console, export, generate, hierarchies, likelihoods, models, networks, posteriors, priors
+from vae_jax import build, generate, hierarchies, likelihoods, networks, posteriors, priors
 from vae_jax.__main__ import main
-from vae_jax.checkpoints import Restored
+from vae_jax.cli import console
 from vae_jax.config import Config
 from vae_jax.core import condition
-from vae_jax.inputs import DataInfo
+from vae_jax.data.inputs import DataInfo
+from vae_jax.run.checkpoints import Restored
+from vae_jax.show import export
 
 FUNCTIONS = ("sample", "encode", "decode")
 SHAPE, NUM_CLASSES = (5, 4, 1), 3
@@ -59,7 +61,7 @@ def untrained(**fields):
     """A VAE with weights that no two of which are alike."""
     config = Config(**{"hidden_sizes": (6,), "latent_dim": 3, "batch_size": 4} | fields)
     data = DataInfo(SHAPE, tuple(range(NUM_CLASSES)) if config.conditional else (), (0.0, 1.0), 20, 0, 4, "", None)
-    vae = models.build(config, data)
+    vae = build.make_vae(config, data)
     params = jax.jit(vae.init)(jax.random.key(0), jax.random.uniform(jax.random.key(1), (20, *SHAPE)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: a + jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype), params)

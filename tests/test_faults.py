@@ -9,8 +9,9 @@ import faults
 import pytest
 from conftest import contents, mostly_slow, one_line, train_flags
 
-from vae_jax import checkpoints, console
 from vae_jax.__main__ import main as vae_main
+from vae_jax.cli import console
+from vae_jax.run import checkpoints
 
 EPOCHS = 3
 

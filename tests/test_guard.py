@@ -10,10 +10,11 @@ import pytest
 from conftest import train_flags
 from helpers import lenient_optax, mlp_vae
 
-from vae_jax import checkpoints, guard
+from vae_jax import guard
 from vae_jax.config import Config
-from vae_jax.inputs import Examples
+from vae_jax.core import Examples
 from vae_jax.objectives import negative_elbo
+from vae_jax.run import checkpoints, runs
 from vae_jax.update import init_state, make_train, make_update
 
 VAE = mlp_vae((4,))
@@ -141,7 +142,7 @@ def test_a_run_that_skipped_everything_is_lost(skipped, in_a_row, lost):
 )
 def test_the_advice_is_of_the_run(step, fields, value_range, num_steps, saved, advice):
     seen = guard.Guard(107, 100, step, 1)
-    message = str(guard.lost(seen, Config(**fields), value_range, num_steps, saved))
+    message = str(runs.lost(seen, Config(**fields), value_range, num_steps, saved))
     assert f"lost: 107 updates skipped so far, the first at step {step}, where its kl was not finite. " in message
     assert advice in message and ("--restart" in message) is saved
 

@@ -8,13 +8,14 @@ from conftest import mostly_slow
 from helpers import assert_within_errors, jit, members, standard_normal
 from scipy.stats import multivariate_normal
 
-from vae_jax import generate, hierarchies, models
+from vae_jax import build as builder
+from vae_jax import generate, hierarchies
 from vae_jax.config import Config
 from vae_jax.core import VAE
+from vae_jax.data.inputs import DataInfo
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
 from vae_jax.errors import UserError
 from vae_jax.hierarchies import Chain
-from vae_jax.inputs import DataInfo
 from vae_jax.objectives import elbo, importance_bound, log_weights, negative_elbo, negative_iwae
 
 HIERARCHIES = sorted(members(hierarchies, "Hierarchy"))
@@ -26,7 +27,7 @@ every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES)
 
 def build(hierarchy, **settings):
     options = {"latent_dim": 2, "hidden_sizes": (6, 5)}
-    return models.build(
+    return builder.make_vae(
         Config(
             batch_size=5,
             latent_dim=3,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, contents, mostly_slow, train_flags
 
-from vae_jax import checkpoints, datasets, digests, runs
 from vae_jax.__main__ import main as vae_main
+from vae_jax.data import datasets
 from vae_jax.errors import UserError
+from vae_jax.run import checkpoints, digests, runs
 
 
 def check(line, parts):
@@ -109,7 +110,7 @@ def test_a_pipe_is_no_run_to_begin(refused, train_py, tmp_path):
 
 def test_a_log_of_anything_is_left_out_of_the_curves(run_dir, train, monkeypatch):
     """A line of 10 MB, brackets, a list, fields of other types."""
-    from vae_jax import views
+    from vae_jax.show import views
 
     monkeypatch.setattr(views, "draw_run", lambda *_: None)
     (run_dir / "curves.png").unlink()
@@ -130,7 +131,7 @@ def test_a_link_within_a_run_is_followed(run_dir, vae):
 
 
 def test_a_run_directory_does_not_say_where_data_is_downloaded_to(run_dir, tmp_path, refused, monkeypatch):
-    from vae_jax import tfds_builders
+    from vae_jax.data import tfds_builders
 
     asked = []
 
@@ -178,7 +179,8 @@ def test_prepared_data_imports_nothing(case, refused, train_py, tmp_path, monkey
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-from vae_jax import checkpoints, datasets
+from vae_jax.data import datasets
+from vae_jax.run import checkpoints
 from vae_jax.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

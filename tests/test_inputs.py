@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import files, inputs
 from vae_jax.config import Config
-from vae_jax.datasets import Dataset, Split
+from vae_jax.data import files, inputs
+from vae_jax.data.datasets import Dataset, Split
+from vae_jax.data.inputs import binarize, to_float
+from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
-from vae_jax.inputs import binarize, to_float
-from vae_jax.streaming import Stream
 
 GREY = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
 LABEL = np.arange(30, dtype=np.int32) % 3

@@ -6,7 +6,7 @@ import time
 import pytest
 from faults import assert_equals_unbroken, finish, kill, kills, start
 
-from vae_jax import metrics
+from vae_jax.run import metrics
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vae_jax import metrics
+from vae_jax.run import metrics
 
 RECORDS = [{"step": step, "split": split, "loss": 1.5 * step} for step in (5, 10, 15) for split in ("train", "test")]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from vae_jax import datasets, metrics, runs
+from vae_jax.data import datasets
+from vae_jax.run import metrics, runs
 
 
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR does not name prepared data")

@@ -11,10 +11,10 @@ import pytest
 from conftest import mostly_slow
 from helpers import jit, members
 
-from vae_jax import likelihoods, models, networks, posteriors, priors
+from vae_jax import build, likelihoods, networks, posteriors, priors
 from vae_jax.config import Config
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.inputs import DataInfo
 from vae_jax.objectives import negative_elbo
 
 LATENTS, BATCH = 3, 5
@@ -73,7 +73,7 @@ def test_every_network_of_the_module_is_tested_here():
 )
 def test_every_combination_has_its_shapes(network, shape, likelihood, posterior):
     """No posterior meets a likelihood but through z, so each with every network is enough."""
-    vae = models.build(config(network, likelihood=likelihood, posterior=posterior), info(shape))
+    vae = build.make_vae(config(network, likelihood=likelihood, posterior=posterior), info(shape))
 
     def pass_through(key, x):
         params = vae.init(key, x)
@@ -94,14 +94,14 @@ def test_every_combination_has_its_shapes(network, shape, likelihood, posterior)
 )
 def test_gradients_are_finite_and_reach_every_layer(case, shape, key):
     own = CONVOLUTIONAL.get(case) or config(case)
-    vae = models.build(replace(own, activation="tanh", likelihood="gaussian_pixel"), info(shape))
+    vae = build.make_vae(replace(own, activation="tanh", likelihood="gaussian_pixel"), info(shape))
     loss = lambda params, key, x: negative_elbo(params, key, x, vae)[0]  # noqa: E731
     grads = jax.jit(jax.grad(loss))(start(vae, shape), key, data(shape, BATCH))
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
 
 def test_the_parameters_of_a_likelihood_are_learned(key):
-    vae = models.build(config(likelihood="gaussian_scalar"), info((5,)))
+    vae = build.make_vae(config(likelihood="gaussian_scalar"), info((5,)))
     loss = lambda params, key, x: negative_elbo(params, key, x, vae)[0]  # noqa: E731
     grads = jax.jit(jax.grad(loss))(start(vae, (5,)), key, data((5,), BATCH))
     assert grads["likelihood"]["log_var"] != 0
@@ -109,20 +109,20 @@ def test_the_parameters_of_a_likelihood_are_learned(key):
 
 def test_one_sigma_begins_at_the_spread_of_the_stored_bytes():
     x = np.random.default_rng(0).integers(0, 256, (40, 5)).astype(np.uint8)
-    vae = models.build(config(likelihood="gaussian_scalar"), info((5,)))
+    vae = build.make_vae(config(likelihood="gaussian_scalar"), info((5,)))
     p = vae.decode(vae.init(jax.random.key(0), jnp.asarray(x)), jnp.zeros((1, LATENTS)))
     np.testing.assert_allclose(np.exp(p.log_var), np.mean(np.var(x / 255, 0)), rtol=1e-4)
 
 
 def test_the_decoder_of_convolutions_mirrors_the_encoder_unless_given():
     mirrored = config("convolutional", network_options={"channels": [4, 6], "decoder_channels": [4, 6, 4]})
-    one, other = (models.build(c, info((7, 5, 3))) for c in (config("convolutional"), mirrored))
+    one, other = (build.make_vae(c, info((7, 5, 3))) for c in (config("convolutional"), mirrored))
     jax.tree.map(np.testing.assert_array_equal, start(one, (7, 5, 3)), start(other, (7, 5, 3)))
 
 
 def test_blocks_are_counted_from_the_smallest_image_on():
     options = {"channels": [4, 6], "encoder_blocks": [2], "decoder_blocks": [1, 3]}
-    params = start(models.build(config("convolutional", network_options=options), info((7, 5, 3))), (7, 5, 3))
+    params = start(build.make_vae(config("convolutional", network_options=options), info((7, 5, 3))), (7, 5, 3))
     blocks = lambda part: {n: [p["kernel"].shape for p in b.values()] for n, b in part.items() if "Res" in n}  # noqa: E731
     assert blocks(params["encoder"]) == {"_Residual_1": [(3, 3, 6, 6)] * 2}
     assert blocks(params["decoder"]) == {"_Residual_0": [(3, 3, 4, 4)], "_Residual_1": [(3, 3, 6, 6)] * 3}
@@ -148,7 +148,7 @@ def test_the_decoder_starts_at_the_mean_of_the_data(case, likelihood):
     """Of every element, or where a convolution shares its bias, of every channel."""
     shape = (7, 5, 3)
     own = CONVOLUTIONAL.get(case) or config(case)
-    vae = models.build(replace(own, likelihood=likelihood), info(shape))
+    vae = build.make_vae(replace(own, likelihood=likelihood), info(shape))
     expected = getattr(likelihoods, likelihood)(shape)
     average = expected.average(data(shape))
     if case != "mlp":
@@ -163,13 +163,13 @@ def test_the_decoder_starts_at_the_mean_of_the_data(case, likelihood):
 def test_the_mean_is_that_of_the_stored_bytes_as_floats(dtype):
     x = np.arange(40, dtype=np.uint8).reshape(8, 5) * 6
     stored = jnp.asarray(x) if dtype == jnp.uint8 else jnp.asarray(x / 255, jnp.float32)
-    vae = models.build(config(), info((5,)))
+    vae = build.make_vae(config(), info((5,)))
     params = vae.init(jax.random.key(0), stored)
     np.testing.assert_allclose(vae.decode(params, jnp.zeros(LATENTS)).mean, x.mean(0) / 255, rtol=1e-4)
 
 
 def test_without_an_output_bias_the_decoder_starts_at_zero():
-    vae = models.build(config(output_bias=False), info((5,)))
+    vae = build.make_vae(config(output_bias=False), info((5,)))
     np.testing.assert_array_equal(vae.decode(start(vae, (5,)), jnp.zeros(LATENTS)).logits, np.zeros(5))
 
 
@@ -177,7 +177,7 @@ def test_without_an_output_bias_the_decoder_starts_at_zero():
 def test_the_start_is_nearer_the_data_with_the_bias(likelihood, key):
     losses = []
     for output_bias in (True, False):
-        vae = models.build(config(output_bias=output_bias, likelihood=likelihood), info((8, 8, 1)))
+        vae = build.make_vae(config(output_bias=output_bias, likelihood=likelihood), info((8, 8, 1)))
         x = data((8, 8, 1)) * jnp.linspace(0, 1, 8).reshape(1, 8, 1, 1)
         losses.append(jit(negative_elbo, vae)(vae.init(jax.random.key(0), x), jax.random.clone(key), x)[0])
     assert losses[0] < losses[1]
@@ -189,7 +189,7 @@ def test_the_start_is_nearer_the_data_with_the_bias(likelihood, key):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_label_changes_both_distributions(network):
     shape = (8, 8, 1)
-    vae = models.build(config(network, conditional=True), info(shape))
+    vae = build.make_vae(config(network, conditional=True), info(shape))
     params, x, z = start(vae, shape), data(shape, BATCH), jnp.ones((2, BATCH, LATENTS))
     both = jax.jit(lambda context: (vae.encode(params, x, context).mean, vae.decode(params, z, context).mean))
     one, two = (both(jnp.broadcast_to(label, (BATCH, 4))) for label in jnp.eye(4)[:2])
@@ -204,18 +204,18 @@ def test_the_parameters_of_a_784_256_64_32_network_are_440_thousand():
     settings = Config(hidden_sizes=(256, 64, 32), activation="elu", latent_dim=2)
     widths = [(784, 256), (256, 64), (64, 32), (32, 4), (2, 32), (32, 64), (64, 256), (256, 784)]
     expected = sum(i * o + o for i, o in widths)
-    vae = models.build(settings, info((28, 28, 1), num_train=1000))
+    vae = build.make_vae(settings, info((28, 28, 1), num_train=1000))
     assert parameter_count(vae, (28, 28, 1)) == expected == 439_956
 
 
 def test_no_hidden_layers_is_a_linear_model():
-    vae = models.build(config(hidden_sizes=()), info((5,)))
+    vae = build.make_vae(config(hidden_sizes=()), info((5,)))
     assert parameter_count(vae, (5,)) == 5 * 2 * LATENTS + 2 * LATENTS + LATENTS * 5 + 5
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_start_is_a_function_of_the_key(network):
-    vae = models.build(config(network), info((8, 8, 1)))
+    vae = build.make_vae(config(network), info((8, 8, 1)))
     one, again, other = (jax.tree.leaves(start(vae, (8, 8, 1), seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
@@ -224,14 +224,14 @@ def test_the_start_is_a_function_of_the_key(network):
 def test_activations_may_differ_from_layer_to_layer():
     means = set()
     for activation, options in (("relu", {}), ("relu,tanh", {}), ("relu", {"decoder_activation": "tanh,elu"})):
-        vae = models.build(config(activation=activation, network_options=options), info((5,)))
+        vae = build.make_vae(config(activation=activation, network_options=options), info((5,)))
         params = start(vae, (5,))
         means.add(float(vae.decode(params, vae.encode(params, data((5,))).mean).mean.sum()))
     assert len(means) == 3
 
 
 def test_gated_layers_have_half_the_outputs():
-    vae = models.build(config(activation="glu", hidden_sizes=(8, 6)), info((5,)))
+    vae = build.make_vae(config(activation="glu", hidden_sizes=(8, 6)), info((5,)))
     params, x = start(vae, (5,)), data((5,))
     h, layers = np.asarray(x, np.float64), jax.tree.map(np.asarray, params["encoder"])
     for name in ("Dense_0", "Dense_1"):
@@ -292,7 +292,7 @@ def test_gated_layers_have_half_the_outputs():
 )
 def test_what_does_not_fit_is_one_line_of_error(settings, changes, words):
     with pytest.raises(UserError) as caught:
-        models.build(Config(**({"batch_size": 10} | settings)), info(**changes))
+        build.make_vae(Config(**({"batch_size": 10} | settings)), info(**changes))
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
@@ -300,4 +300,4 @@ def test_what_does_not_fit_is_one_line_of_error(settings, changes, words):
 
 @pytest.mark.parametrize("likelihood", [name for name in LIKELIHOODS if name.startswith("gaussian")])
 def test_gaussians_take_data_of_any_range(likelihood):
-    models.build(config(likelihood=likelihood), info((5,), range=(-7.0, 300.0)))
+    build.make_vae(config(likelihood=likelihood), info((5,), range=(-7.0, 300.0)))

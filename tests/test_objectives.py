@@ -18,11 +18,10 @@ from helpers import (
 from scipy.special import logsumexp
 
 from vae_jax.config import Config
-from vae_jax.core import VAE, condition
+from vae_jax.core import VAE, Examples, condition
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, FullGaussian, kl_divergence, kl_monte_carlo
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluate_objective
-from vae_jax.inputs import Examples
 from vae_jax.objectives import (
     build,
     build_evaluation,

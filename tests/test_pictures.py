@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import pictures
+from vae_jax.show import pictures
 
 LINE = round(0.35 * 255)  # the grey between the images of a grid
 RECORDS = [

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import mostly_slow
 
-from vae_jax import models, objectives
+from vae_jax import build
 from vae_jax.config import Config
-from vae_jax.inputs import DataInfo
-from vae_jax.products import DTYPES, product
+from vae_jax.data.inputs import DataInfo
+from vae_jax.xla.products import DTYPES, product
 
 DATA = DataInfo((6, 6, 1), (), (0.0, 1.0), 200, 0, 10, "", None)
 
@@ -86,7 +86,7 @@ def test_a_vae_of_rounded_products_is_nearly_that_of_exact_ones(key, fields):
     losses, grads = [], []
     for dtype in DTYPES:
         config = Config(hidden_sizes=(16,), latent_dim=3, compute_dtype=dtype, **fields)
-        vae, objective = models.build(config, DATA), objectives.build(config)
+        vae, objective = build.make_vae(config, DATA), build.make_objective(config)
         params = jax.jit(vae.init)(jax.random.clone(key), x)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
         (loss, metrics), grad = jax.jit(jax.value_and_grad(objective, has_aux=True), static_argnums=3)(

@@ -12,11 +12,11 @@ from conftest import mostly_slow
 from helpers import assert_within_errors, jit, members
 from scipy.special import logsumexp
 
-from vae_jax import models, posteriors, priors
+from vae_jax import build, posteriors, priors
 from vae_jax.annealing import annealed_log_weights
 from vae_jax.config import Config
+from vae_jax.data.inputs import DataInfo
 from vae_jax.distributions import kl_divergence
-from vae_jax.inputs import DataInfo
 from vae_jax.objectives import importance_bound, log_weights
 
 OPTIONS = {  # a member that is not here has its own defaults
@@ -90,7 +90,7 @@ def model(prior, posterior, latent_dim):
         activation="tanh",
         batch_size=1,
     )
-    vae = models.build(config, DataInfo((6,), (), (0.0, 1.0), len(X), 0, 0, "", None))
+    vae = build.make_vae(config, DataInfo((6,), (), (0.0, 1.0), len(X), 0, 0, "", None))
     rng = np.random.default_rng(0)
     move = lambda a: 0.5 * a + 0.2 * rng.normal(size=a.shape).astype(np.float32)  # noqa: E731
     return vae, jax.tree.map(move, vae.init(jax.random.key(0), jnp.asarray(X)))

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vae_jax import console, inputs, likelihoods, metrics, models
+from vae_jax import build, likelihoods
 from vae_jax.__main__ import parse
+from vae_jax.cli import console
+from vae_jax.data import inputs
 from vae_jax.objectives import negative_elbo
+from vae_jax.run import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "configs/README.md", "tests/benchmarks/README.md")
@@ -62,7 +65,7 @@ def test_python(page, beside_a_run, monkeypatch):
 
 def trains(config):
     """The gradient of every parameter of the VAE that a config names."""
-    vae = models.build(config, inputs.DataInfo((4, 4, 1), (), (0.0, 1.0), 128, 0, 8, "", None))
+    vae = build.make_vae(config, inputs.DataInfo((4, 4, 1), (), (0.0, 1.0), 128, 0, 8, "", None))
     x = jax.random.uniform(jax.random.key(1), (128, 4, 4, 1))
     params = vae.init(jax.random.key(0), x)
     loss, grads = jax.jit(jax.value_and_grad(lambda params: negative_elbo(params, jax.random.key(2), x, vae)[0]))(

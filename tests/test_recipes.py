@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, mostly_slow
 
-from vae_jax import metrics
+from vae_jax.run import metrics
 
 # One of each kind in every run of the tests; runs on the digits and conditional ones are fixtures of conftest.py.
 # test_config.py traces the step of all.

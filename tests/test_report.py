@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import console, metrics, runs
 from vae_jax.__main__ import main
+from vae_jax.cli import console
 from vae_jax.config import Config, to_json
-from vae_jax.report import _curves
+from vae_jax.run import metrics, runs
+from vae_jax.show.report import _curves
 
 VOID = {"meta", "link", "img", "source"}
 ALWAYS = ["Evaluation", "Learning curves", "Reconstructions", "Samples"]

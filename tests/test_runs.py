@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from conftest import contents
 
-from vae_jax import digests, runs
 from vae_jax.config import Config, to_json
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.inputs import DataInfo
+from vae_jax.run import digests, runs
 
 CONFIG = Config(hidden_sizes=(3,), latent_dim=2, batch_size=4)
 DATA = DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)

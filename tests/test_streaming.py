@@ -17,10 +17,12 @@ from conftest import ROOT, one_line, train_flags
 from helpers import mlp_vae
 from test_train import assert_bit_equal, assert_same_records, final_state
 
-from vae_jax import checkpoints, console, datasets, files, metrics, runs, streaming
 from vae_jax.__main__ import main as vae_main
+from vae_jax.cli import console
+from vae_jax.data import datasets, files, streaming
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo
+from vae_jax.run import checkpoints, metrics, runs
 from vae_jax.update import init_state, make_stream_train, make_update
 
 KEY = (3, 4)
@@ -348,7 +350,7 @@ with open("/proc/self/status") as file:
 """
 READ = """
 import sys
-from vae_jax import datasets, streaming
+from vae_jax.data import datasets, streaming
 stream = datasets.load(sys.argv[1], stream=True).stream
 batches = streaming.make_batches(stream, 128, (0, 1))
 size = streaming.steps_per_chunk(stream, 128)

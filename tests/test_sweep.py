@@ -18,21 +18,14 @@ from conftest import TINY, contents, without_pictures
 from test_train import STILL, assert_bit_equal, assert_same_records, final_state
 
 import vae_jax
-from vae_jax import (
-    checkpoints,
-    console,
-    ensemble,
-    inputs,
-    metrics,
-    models,
-    objectives,
-    runs,
-    sweep,
-)
+from vae_jax import build
 from vae_jax.__main__ import main
+from vae_jax.cli import console, sweep
 from vae_jax.config import Config
+from vae_jax.data import inputs
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.inputs import DataInfo
+from vae_jax.run import checkpoints, ensemble, metrics, runs
 
 # Everything that a member could get wrong: warm-up, cosine, rising beta, an average of the weights, fresh binarisation.
 # Smooth, because one rounding may decide whether a unit of ReLU is on, and what it decides is not small.
@@ -114,7 +107,7 @@ def test_members_by_vmap_are_those_in_turn(swept):
     """An accelerator runs them by `jax.vmap`, a CPU in turn; any number of steps a call is one compilation."""
     members = [runs.read_run(run_dir)[0] for run_dir in members_of(swept.dir)]
     data, examples, *_ = inputs.load(members[0], None)
-    vae, objective = models.build(members[0], data), objectives.build(members[0])
+    vae, objective = build.make_vae(members[0], data), build.make_objective(members[0])
     train = ensemble.make_train(vae, objective, members[0], STEPS_PER_EPOCH, batched=True)
     with jax.numpy_dtype_promotion("standard"):
         states = ensemble.init_states(vae, members, STEPS_PER_EPOCH, examples.x)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import train_flags
 
-from vae_jax import checkpoints, console, metrics, tensorboard
+from vae_jax.cli import console
+from vae_jax.run import checkpoints, metrics, tensorboard
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

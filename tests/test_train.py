@@ -18,20 +18,12 @@ import pytest
 from conftest import ROOT, contents, mostly_slow, train_flags
 from PIL import Image
 
-from vae_jax import (
-    checkpoints,
-    config,
-    console,
-    datasets,
-    inputs,
-    metrics,
-    models,
-    objectives,
-    runs,
-    update,
-    views,
-)
+from vae_jax import build, config, objectives, update
+from vae_jax.cli import console
+from vae_jax.data import datasets, inputs
 from vae_jax.errors import UserError
+from vae_jax.run import checkpoints, metrics, runs
+from vae_jax.show import views
 
 DYNAMIC = {"binarization": "dynamic", "ema_decay": 0.9, "num_epochs": 3}
 KEYS = {"step", "epoch", "split", "loss", "elbo", "log_likelihood", "kl"}
@@ -40,8 +32,8 @@ KEYS = {"step", "epoch", "split", "loss", "elbo", "log_likelihood", "kl"}
 def final_state(run_dir):
     """Everything that the latest checkpoint holds, as NumPy arrays."""
     settings, data = runs.read_run(run_dir)
-    vae = models.build(settings, data)
-    optimizer = update.make_optimizer(settings, data.num_train // settings.batch_size)
+    vae = build.make_vae(settings, data)
+    optimizer = build.make_optimizer(settings, data.num_train // settings.batch_size)
     start = partial(update.init_state, vae, optimizer, ema=settings.ema_decay > 0)
     like = jax.eval_shape(start, jax.random.key(1), np.ones((1, *data.shape), np.float32))
     state, totals = checkpoints.resume(run_dir, like)

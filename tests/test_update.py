@@ -14,9 +14,8 @@ import pytest
 from helpers import lenient_optax, mlp_vae
 
 from vae_jax.config import Config
-from vae_jax.core import VAE
+from vae_jax.core import VAE, Examples
 from vae_jax.errors import UserError
-from vae_jax.inputs import Examples
 from vae_jax.objectives import negative_elbo
 from vae_jax.update import init_state, make_optimizer, make_schedule, make_schedules, make_train, make_update
 

@@ -19,12 +19,13 @@ import pytest
 from conftest import ROOT, train_flags
 from helpers import members, pca_data, pca_log_px, pca_params, pca_vae
 
-from vae_jax import generate, hierarchies, inputs, likelihoods, models, networks, objectives, posteriors, priors
+from vae_jax import build, generate, hierarchies, likelihoods, networks, posteriors, priors
 from vae_jax.annealing import annealed_log_weights
 from vae_jax.config import Config
-from vae_jax.core import condition
+from vae_jax.core import Examples, condition
+from vae_jax.data import inputs
+from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import make_evaluate
-from vae_jax.inputs import DataInfo, Examples
 from vae_jax.objectives import log_weights, negative_iwae
 from vae_jax.update import init_state, make_optimizer, make_schedules, make_train, make_update
 
@@ -80,7 +81,7 @@ def x64():
 def built(fields):
     config = Config(**{"hidden_sizes": (6,), "latent_dim": 2, "batch_size": 4, "num_epochs": 3} | fields)
     data = DataInfo(SHAPE, tuple(range(CLASSES)), (0.0, 1.0), NUM, 0, 4, "", None)
-    return config, models.build(config, data), objectives.build(config)
+    return config, build.make_vae(config, data), build.make_objective(config)
 
 
 def like(dtype, *shape):

@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "core": ("Distribution", "VAE", "condition", "reparameterize"),
+    "core": ("Distribution", "Examples", "VAE", "condition", "reparameterize"),
     "distributions": (
         "Bernoulli",
         "Delta",
@@ -15,6 +15,7 @@ _MODULES = {
         "bernoulli_log_prob",
         "full_gaussian_log_prob",
         "gaussian_log_prob",
+        "kl_analytic",
         "kl_diagonal_gaussians",
         "kl_divergence",
         "kl_gaussians",
@@ -25,7 +26,7 @@ _MODULES = {
     "annealing": ("annealed_log_weights",),
     "update": ("TrainState", "init_state", "make_train", "make_update"),
     "evaluate": ("make_annealed", "make_evaluate", "mutual_information", "summarize"),
-    "checkpoints": ("load",),
+    "run.checkpoints": ("load",),
     "config": ("Config",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

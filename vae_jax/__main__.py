@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from vae_jax import console
+from vae_jax.cli import console
 
 
 def parse(argv: list[str]) -> Namespace:
@@ -110,7 +110,8 @@ def main(argv: list[str]) -> int:
     if "out" in options and options.out is None:
         options.out = options.run_dir / options.file_name
     console.setup_jax(options)
-    from vae_jax import commands, metrics
+    from vae_jax.cli import commands
+    from vae_jax.run import metrics
 
     result = getattr(commands, options.command)(options)
     text, status = result if isinstance(result, tuple) else (result, 0)

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from vae_jax.errors import UserError
+from vae_jax.errors import MAX_LAYERS, UserError
 
 MAX_WHOLE = 2**32 - 1  # what a key of jax.random holds
 MAX_STEPS = 2**31 - 1  # what the count of steps holds, an int32
 MAX_SIZE = 2**24  # of a layer or a latent: an array of three such sizes still has a number of elements for XLA
-MAX_LAYERS = 100  # every layer takes time to trace and to compile
 MAX_FLOAT = 3.4e38  # of float32: beyond it a number becomes infinite
 _MAX_DEPTH = 10  # of the lists and objects in options
 

@@ -38,6 +38,13 @@ class VAE(NamedTuple):
 jax.tree_util.register_static(VAE)  # its functions are not arrays, and it may be an argument of a jitted function
 
 
+class Examples(NamedTuple):
+    """Examples on the device."""
+
+    x: Array  # [N, *shape], uint8 or float32
+    context: Array | None  # [N, C], one-hot labels of a conditional VAE
+
+
 def condition(vae: VAE, context: Array | None) -> VAE:
     """The VAE of p(x | z, c) and q(z | x, c) for one batch of contexts c, [B, C]; `vae` itself if there are none.
 

@@ -1,5 +1,7 @@
 """The one exception that a person is meant to read."""
 
+MAX_LAYERS = 100  # every layer takes time to trace and to compile
+
 
 class UserError(ValueError):
     """Bad input: the message is one line that says what was got, what was expected and what to do.

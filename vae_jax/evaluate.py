@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import checks, compiling, devices
+from vae_jax import checks
 from vae_jax.annealing import annealed_log_weights
-from vae_jax.core import VAE, Params, condition
+from vae_jax.core import VAE, Examples, Params, condition
 from vae_jax.distributions import Delta, DiagonalGaussian, kl_by_dimension, kl_divergence
-from vae_jax.inputs import Examples
 from vae_jax.objectives import importance_bound, log_weight
 from vae_jax.update import Objective
+from vae_jax.xla import compiling, devices
 
 ACTIVE_VARIANCE = 0.01  # Var_x E_q[z] above which a latent dimension counts as active (Burda et al. 2016, section 5.1)
 HEAVY_TAIL = 0.7  # of Pareto's k, above which the bound of an example is unreliable (Vehtari et al. 2024, section 3)
@@ -102,7 +102,7 @@ def make_evaluate(
 def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int = 500) -> Callable[..., Any]:
     """evaluate(params, key, examples) -> (the objective's metrics with its `loss`, the mean of q), each per example.
 
-    objective: that of `objectives.build_evaluation`, whose terms of single examples `objectives.split_loss` puts
+    objective: that of `build.make_evaluation_objective`, whose terms of single examples `build.split_loss` puts
     together; one that trains may compute gradients that are thrown away here.
     """
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.config import MAX_LAYERS
 from vae_jax.core import Params
 from vae_jax.distributions import DiagonalGaussian, Flow
+from vae_jax.errors import MAX_LAYERS
 from vae_jax.networks import Function, coupling
 
 MAX_LOG_SCALE = 2.0  # a layer scales by e^-2 to e^2: no overflow in the first steps

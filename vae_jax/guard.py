@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.config import Config
-from vae_jax.errors import UserError
-
 MAX_IN_A_ROW = 100  # skipped updates after which the run stops
-LARGE = 30.0  # data beyond it is worth a word where a loss is not finite: standardised data hardly goes so far
 TERMS = ("log_likelihood", "kl", "loss", "gradient")  # in the order in which they are computed
 
 
@@ -55,25 +51,3 @@ def describe(guard: Guard) -> str:
 def is_lost(guard: Guard, num_steps: int) -> bool:
     """Whether a run of `num_steps` steps has skipped so many updates in a row, or all, that it has failed."""
     return bool(guard.in_a_row >= MAX_IN_A_ROW or guard.skipped >= num_steps)
-
-
-def lost(guard: Guard, config: Config, value_range: tuple[float, float], num_steps: int, saved: bool) -> UserError:
-    """The error of a run that is lost, and what to do. value_range: of its data; saved: whether it has a checkpoint."""
-    advice = []
-    if max(map(abs, value_range)) > LARGE:
-        low, high = value_range
-        advice.append(
-            f"The data goes from {low:g} to {high:g}. Save it standardised: (x - x.mean(0)) / x.std(0).clip(1e-6)."
-        )
-    if guard.step:
-        settings = [f"a learning rate below {config.learning_rate:g}"]
-        if not 0 < config.clip_norm <= 1:
-            settings.append("--config.clip_norm=1")
-        if config.warmup_steps < num_steps // 10:
-            settings.append(f"--config.warmup_steps={num_steps // 10}")
-        advice.append(f"Give {' or '.join(settings)}.")
-    elif not advice:
-        advice.append("No update had been made. Choose another likelihood, other options of it, or other data.")
-    if saved:
-        advice.append("Give --restart too, which moves this run aside.")
-    return UserError(f"The run is lost: {describe(guard)}. {' '.join(advice)}")

@@ -10,10 +10,10 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import Array
 
-from vae_jax.config import MAX_LAYERS
-from vae_jax.convolution import conv, conv_transpose
 from vae_jax.core import Params, with_context
-from vae_jax.products import product
+from vae_jax.errors import MAX_LAYERS
+from vae_jax.xla.convolution import conv, conv_transpose
+from vae_jax.xla.products import product
 
 MAX_WEIGHTS = 2**48  # of a layer: beyond 2^63 XLA ends the process, and long before no memory holds them
 

@@ -1,20 +1,15 @@
 """What training minimises: pure functions of (params, key, x, vae), in nats an example."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from vae_jax import checks
-from vae_jax.config import Config
 from vae_jax.core import VAE, Params
 from vae_jax.distributions import KL, kl_analytic, kl_by_dimension, kl_divergence
-from vae_jax.errors import UserError
 
 Kl = str | Callable[..., Array]  # 'auto', 'analytic', 'monte_carlo', or a function (q, p, z) -> KL(q || p), [...]
 
@@ -145,76 +140,6 @@ def importance_bound(log_w: Array) -> Array:
     Burda et al. 2016 (arXiv:1509.00519), equation 8.
     """
     return jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
-
-
-def build(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective that `config` names: (params, key, x, vae) -> (loss, metrics). UserError for a contradiction."""
-    if config.objective == "iwae":
-        weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "auto"}
-        for name, neutral in weights.items():
-            if getattr(config, name) != neutral:
-                raise UserError(
-                    f"{name} is {getattr(config, name)!r}, which objective 'iwae' has no place for. Leave it out."
-                )
-        if config.estimator == "stl":
-            raise UserError("estimator 'stl' is biased for objective 'iwae'. Choose dreg, which is stl at K = 1.")
-        return partial(negative_iwae, num_samples=config.num_samples, estimator=config.estimator)
-    if config.estimator == "dreg":
-        raise UserError("estimator 'dreg' is of objective 'iwae'. Choose stl for objective 'elbo'.")
-    if config.kl != "monte_carlo" and config.estimator == "stl":
-        raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form has no log q(z | x).")
-    if config.kl == "monte_carlo" and config.free_bits:
-        raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
-    gaussian = not config.hierarchy and config.prior == "standard_normal"
-    if config.kl == "analytic" and not (gaussian and config.posterior in ("diagonal", "full_covariance")):
-        raise UserError(
-            "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy: no "
-            "other KL has a closed form here. Set --config.kl=auto for the closed form of the parts that have one."
-        )
-    if config.free_bits and not (gaussian and config.posterior == "diagonal"):
-        raise UserError(
-            f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
-            "the KL of each latent dimension in closed form. Set --config.free_bits=0."
-        )
-    return partial(
-        negative_elbo,
-        alpha=config.alpha,
-        beta=config.beta,
-        num_samples=config.num_samples,
-        kl=config.kl,
-        estimator=config.estimator,
-        free_bits=config.free_bits,
-    )
-
-
-def build_evaluation(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective of `config` by its value alone, for the terms of one example, which `split_loss` puts together."""
-    estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # the same value without a gradient
-    objective = build(replace(config, estimator=estimator, free_bits=0.0))
-    if not config.free_bits:
-        return objective
-
-    def with_dimensions(params: Params, key: Array, x: Array, vae: VAE, **weights: Any):
-        loss, metrics = objective(params, key, x, vae, **weights)
-        each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
-        return loss, metrics | {"kl_by_dimension": jnp.mean(each, 0)}
-
-    return with_dimensions
-
-
-def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The loss and the metrics of a split, from the `values` of `build_evaluation` for each of its examples.
-
-    values: [N] each, and for free bits `kl_by_dimension` [N, L]. The results are averages over the split, but for the
-    KL in a loss with free bits: sum_d max(KL_d, free_bits) with KL_d averaged over the whole split, as over a batch in
-    training.
-    """
-    with np.errstate(invalid="ignore"):  # of infinities of both signs
-        means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
-    if config.free_bits:
-        each = means.pop("kl_by_dimension")
-        means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
-    return {name: float(value) for name, value in means.items()}
 
 
 def _log_weights(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -> tuple[Array, Array]:

@@ -1,6 +1,5 @@
 """The one learning step, and the jitted loop of many of them with the data on the device."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from types import MappingProxyType
@@ -13,13 +12,11 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from vae_jax import devices, guard
-from vae_jax.config import MAX_STEPS, Config, unknown
-from vae_jax.core import VAE, Params, condition
-from vae_jax.errors import UserError
+from vae_jax import guard
+from vae_jax.core import VAE, Examples, Params, condition
+from vae_jax.data.streaming import Stream, make_batches, read_ahead, steps_per_chunk
 from vae_jax.guard import Guard
-from vae_jax.inputs import Examples
-from vae_jax.streaming import Stream, make_batches, read_ahead, steps_per_chunk
+from vae_jax.xla import devices
 
 _ORDER = 0xFFFFFFFF  # the fold_in of the order of examples; a step never counts so far
 
@@ -179,63 +176,3 @@ def _steps(update: Update, state: TrainState, batch: Callable[[Array], Examples]
     _, shapes = jax.eval_shape(lambda state: update(state, *batch(jnp.int32(0))), state)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return jax.lax.fori_loop(0, num_steps, step, (state, zeros))
-
-
-def make_optimizer(
-    config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None
-) -> optax.GradientTransformation:
-    """The optax optimiser, schedule and clipping that `config` names.
-
-    learning_rate: the peak, possibly traced, in place of the config's. The state is the same for every value.
-    """
-    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and name[0] != "_"}
-    choices = {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
-    if config.optimizer not in choices:
-        raise unknown("optimizer", config.optimizer, tuple(sorted(choices)))
-    schedule = make_schedule(config, steps_per_epoch, learning_rate)
-    try:
-        optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
-        weights = jnp.zeros((2, 2))  # an optimiser may accept what its first step cannot use
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
-    except Exception as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"optimizer {config.optimizer!r} with {config.optimizer_options}: {reason}. Set other options."
-        ) from None
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
-
-
-def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
-    """What of the objective is no constant: `beta`, which may rise from 0 (Bowman et al. 2016).
-
-    beta: the weight at the end, possibly traced, in place of the config's.
-    """
-    if config.beta_warmup_steps:
-        return {"beta": optax.linear_schedule(0.0, config.beta if beta is None else beta, config.beta_warmup_steps)}
-    return {} if beta is None else {"beta": optax.constant_schedule(beta)}
-
-
-def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
-    """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the end, or `burda`.
-
-    `burda` is 3^i epochs at 10^(-i/7) times the peak, i = 0, 1, ... (Burda et al. 2016, arXiv:1509.00519, section 5;
-    theirs ends with i = 7, after 3,280 epochs).
-    learning_rate: the peak, possibly traced, in place of the config's.
-    """
-    total = config.num_epochs * steps_per_epoch
-    if total > MAX_STEPS:
-        raise UserError(f"num_epochs is {config.num_epochs}; expected at most {MAX_STEPS // steps_per_epoch}.")
-    peak = config.learning_rate if learning_rate is None else learning_rate
-    if config.warmup_steps >= total:
-        raise UserError(f"warmup_steps is {config.warmup_steps}; expected less than the run's {total} steps.")
-    stages = [s for i in range(1, 21) if (s := (3**i - 1) // 2 * steps_per_epoch) < total]
-    rest: optax.Schedule = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, total - config.warmup_steps),
-        "burda": optax.piecewise_constant_schedule(peak, dict.fromkeys(stages, 10 ** (-1 / 7))),
-    }[config.schedule]
-    if not config.warmup_steps:
-        return rest
-    rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([rise, rest], [config.warmup_steps])

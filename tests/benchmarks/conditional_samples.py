@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vae_jax import condition, datasets, generate, inputs, load
+from vae_jax import condition, generate, load
+from vae_jax.data import datasets, inputs
 from vae_jax.networks import mlp
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

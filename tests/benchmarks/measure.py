@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.console import positive
+from vae_jax.cli.console import positive
 
 Run = Callable[[], float]  # runs once and gives what was measured: a rate, or seconds
 VERSIONS = ("jax", "jaxlib", "torch", "pythae")

@@ -15,8 +15,10 @@ import numpy as np
 from jax import Array
 from measure import Prepared, images
 
-from vae_jax import compiling, evaluate, inputs, models, objectives, update
+from vae_jax import build, core, evaluate, update
 from vae_jax.config import Config, load_recipe
+from vae_jax.data import inputs
+from vae_jax.xla import compiling
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # The network of the IWAE paper's one-layer model.
@@ -64,10 +66,10 @@ def evaluation(*, num: int, num_samples: int, recipe: str = "", xla_default: boo
     """Posterior samples a second of the importance bound of `num` images; by default of the network TANH."""
     _set_options(xla_default)
     config = replace(_config({"recipe": recipe}) if recipe else TANH, **fields)
-    vae = models.build(config, _info(num, 28))
-    examples = inputs.Examples(jnp.asarray(images(num) > 127, jnp.float32), None)
+    vae = build.make_vae(config, _info(num, 28))
+    examples = core.Examples(jnp.asarray(images(num) > 127, jnp.float32), None)
     params = vae.init(jax.random.key(0), examples.x)
-    bound = evaluate.make_evaluate(vae, num_samples=num_samples, **models.evaluation_options(config))
+    bound = evaluate.make_evaluate(vae, num_samples=num_samples, **build.evaluation_options(config))
     return Prepared(_rate(lambda: bound(params, jax.random.key(0), examples), num * num_samples))
 
 
@@ -141,16 +143,16 @@ def _info(num_examples: int, side: int) -> inputs.DataInfo:
 
 def _parts(config: Config, num_examples: int, side: int) -> tuple[update.Update, Callable[..., Any], Any]:
     """The learning step, key -> the state before it, and the examples."""
-    vae = models.build(config, _info(num_examples, side))
-    examples = inputs.Examples(jax.device_put(images(num_examples, side)), None)
-    optimizer = update.make_optimizer(config, num_examples // config.batch_size)
+    vae = build.make_vae(config, _info(num_examples, side))
+    examples = core.Examples(jax.device_put(images(num_examples, side)), None)
+    optimizer = build.make_optimizer(config, num_examples // config.batch_size)
     one = update.make_update(
         vae,
-        objectives.build(config),
+        build.make_objective(config),
         optimizer,
         prepare=inputs.make_prepare(config),
         ema_decay=config.ema_decay,
-        schedules=update.make_schedules(config),
+        schedules=build.make_schedules(config),
     )
     start = jax.jit(lambda key: update.init_state(vae, optimizer, key, examples.x, ema=config.ema_decay > 0))
     return one, start, examples

@@ -24,14 +24,15 @@ def training(*, dataset, stream):
     import jax
     from ours import CONFIGS
 
-    from vae_jax import inputs, models, objectives, update
+    from vae_jax import build, update
     from vae_jax.config import load_recipe
+    from vae_jax.data import inputs
 
     config = replace(load_recipe(CONFIGS / "pytorch_example.py"), dataset=dataset, stream=stream, batch_size=128)
     data, examples, *_ = inputs.load(config, None)
-    vae, steps_per_epoch = models.build(config, data), data.num_train // config.batch_size
-    optimizer = update.make_optimizer(config, steps_per_epoch)
-    one_step = update.make_update(vae, objectives.build(config), optimizer, prepare=inputs.make_prepare(config))
+    vae, steps_per_epoch = build.make_vae(config, data), data.num_train // config.batch_size
+    optimizer = build.make_optimizer(config, steps_per_epoch)
+    one_step = update.make_update(vae, build.make_objective(config), optimizer, prepare=inputs.make_prepare(config))
     if stream:
         train = update.make_stream_train(one_step, config.batch_size)
     else:

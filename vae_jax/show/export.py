@@ -15,10 +15,10 @@ from jax import Array, export
 from jax.export import Exported
 
 from vae_jax import generate
-from vae_jax.checkpoints import Restored
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
-from vae_jax.inputs import show_classes
+from vae_jax.data.inputs import show_classes
+from vae_jax.run.checkpoints import Restored
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

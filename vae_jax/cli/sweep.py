@@ -16,24 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import (
-    checkpoints,
-    console,
-    ensemble,
-    evaluate,
-    guard,
-    inputs,
-    metrics,
-    models,
-    objectives,
-    pictures,
-    runs,
-    views,
-)
+from vae_jax import build, evaluate, guard, progress
+from vae_jax.cli import console
 from vae_jax.config import Config, differences
 from vae_jax.core import Params
-from vae_jax.ensemble import Traced, take
+from vae_jax.data import inputs
 from vae_jax.errors import UserError
+from vae_jax.run import checkpoints, ensemble, metrics, runs
+from vae_jax.run.ensemble import Traced, take
+from vae_jax.show import pictures, views
 
 COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; in nats, but for the last
 
@@ -52,11 +43,11 @@ def sweep(options: Namespace) -> tuple[str, int]:
         )
     members = [inputs.absolute(member) for member in options.members]
     config, run_dirs = members[0], _run_dirs(options.sweep_dir, members)
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir)
-    vae = models.build(config, data)
+    data, examples, split, held_out, label = inputs.load(config, options.data_dir, build.num_levels(config))
+    vae = build.make_vae(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
         vae = checkpoints.begin_from(vae, config, data)
-    objective, *_ = (objectives.build(member) for member in members)
+    objective, *_ = (build.make_objective(member) for member in members)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
 
@@ -65,7 +56,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     totals = [metrics.Totals() for _ in members]
     del states
     train = ensemble.make_train(vae, objective, config, steps_per_epoch)
-    evaluate_member = ensemble.make_evaluate(vae, objectives.build_evaluation(config))
+    evaluate_member = ensemble.make_evaluate(vae, build.make_evaluation_objective(config))
     means: list[Any] = [None] * len(members)
 
     def evaluated(i: int, params: Params) -> dict[str, np.ndarray]:
@@ -84,9 +75,9 @@ def sweep(options: Namespace) -> tuple[str, int]:
         own_traced = take(traced, np.array(group))
         if step:
             who = f"{len(group)} of {len(members)} runs"
-            console.say(f"{options.sweep_dir}: {who} resumed at step {step} of {num_steps}")
+            progress.say(f"{options.sweep_dir}: {who} resumed at step {step} of {num_steps}")
         states, _ = train(states, own_traced, examples, jax.device_put(np.int32(0)))
-        bar = console.bar(total=num_steps, initial=step, unit="step")
+        bar = progress.bar(total=num_steps, initial=step, unit="step")
         chunk, saved, lost = 1, time.monotonic(), [False]
 
         while step < num_steps and not all(lost) and not stopped():  # as in train.py
@@ -110,18 +101,18 @@ def sweep(options: Namespace) -> tuple[str, int]:
 
             for n, i in enumerate(group):
                 if lost[n]:
-                    console.say(f"{run_dirs[i].name} is lost: {guard.describe(guards[n])}")
+                    progress.say(f"{run_dirs[i].name} is lost: {guard.describe(guards[n])}")
                     continue
                 run_dir, params = run_dirs[i], take(states.averaged, n)
-                values = objectives.split_loss(members[i], evaluated(i, params))
+                values = build.split_loss(members[i], evaluated(i, params))
                 at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
                 trained = {**at, "split": "train", **metrics.averages(totals[i], config.batch_size)}
                 record = {**at, "split": split, **values, "active_units": evaluate.active_units(means[i])}
                 rate = trained["examples_per_second"]
                 line = metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate)
-                console.say(f"{run_dir.name}  {line}")
+                progress.say(f"{run_dir.name}  {line}")
                 if trained["skipped"]:
-                    console.say(f"{run_dir.name}  {guard.describe(guards[n])}")
+                    progress.say(f"{run_dir.name}  {guard.describe(guards[n])}")
                 metrics.append(run_dir, trained, record)
                 totals[i] = {}
                 checkpoints.save(run_dir, take(states, n), {}, record["loss"])
@@ -154,7 +145,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
         lost = [is_lost(i) for i in range(len(members))]
         for i, run_dir in enumerate(run_dirs):
             if lost[i]:
-                console.say(f"{run_dir.name} is lost: {guard.describe(jax.device_get(alone[i].guard))}")
+                progress.say(f"{run_dir.name} is lost: {guard.describe(jax.device_get(alone[i].guard))}")
                 continue
             if means[i] is None and not (run_dir / "curves.png").exists():
                 evaluated(i, alone[i].averaged)
@@ -165,14 +156,14 @@ def sweep(options: Namespace) -> tuple[str, int]:
     figures = [_figures(*own) for own in zip(run_dirs, members, lost, strict=True)]
     unfinished = [step for step, is_lost in zip(steps, lost, strict=True) if step < num_steps and not is_lost]
     if unfinished:
-        console.say(
+        progress.say(
             f"{options.sweep_dir}: stopped at step {min(unfinished)} of {num_steps}; the same command resumes it"
         )
     elif options.num_samples:
-        bound = evaluate.make_evaluate(vae, num_samples=options.num_samples, **models.evaluation_options(config))
+        bound = evaluate.make_evaluate(vae, num_samples=options.num_samples, **build.evaluation_options(config))
         for i, figure in enumerate(figures):
             if not lost[i]:
-                result = bound(alone[i].averaged, jax.random.key(0), held_out, console.bar)
+                result = bound(alone[i].averaged, jax.random.key(0), held_out, progress.bar)
                 summary = evaluate.summarize(result, options.num_samples)
                 kept = ("nll", "active_units", "num_samples")
                 figure |= {name: value for name, value in summary.items() if name.startswith(kept)}
@@ -180,7 +171,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     text = metrics.to_json({"split": split, "table": rows, "members": figures}, indent=2)
     metrics.write_text(options.sweep_dir / "sweep.json", text + "\n")
     if all(lost):
-        reason = guard.lost(jax.device_get(alone[0].guard), config, data.range, num_steps, saved=True)
+        reason = runs.lost(jax.device_get(alone[0].guard), config, data.range, num_steps, saved=True)
         raise UserError(f"No run of {options.sweep_dir} has learned anything. {run_dirs[0].name}: {reason}")
     return markdown(rows, split, options.num_samples), status if unfinished else 0
 

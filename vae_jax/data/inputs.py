@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import datasets, likelihoods
-from vae_jax.config import Config, make
-from vae_jax.datasets import Dataset, Split
+from vae_jax.config import Config
+from vae_jax.core import Examples
+from vae_jax.data import datasets
+from vae_jax.data.datasets import Dataset, Split
+from vae_jax.data.files import check_memory
+from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
-from vae_jax.files import check_memory
-from vae_jax.streaming import Stream
 
 BINARIZATION_SEED = 0  # of the binarised validation and test splits, which every run shares
 SPLITS = ("train", "validation", "test")
@@ -40,13 +41,6 @@ class DataInfo(NamedTuple):
         return len(self.classes)
 
 
-class Examples(NamedTuple):
-    """Examples on the device."""
-
-    x: Array  # [N, *shape], uint8 or float32
-    context: Array | None  # [N, C], one-hot labels of a conditional VAE
-
-
 class Inputs(NamedTuple):
     """What a run trains on, and the split that it is evaluated on."""
 
@@ -63,8 +57,11 @@ def absolute(config: Config) -> Config:
     return replace(config, dataset=datasets.absolute(config.dataset), init_from=init_from)
 
 
-def load(config: Config, data_dir: str | None) -> Inputs:
-    """The data of a run. data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR."""
+def load(config: Config, data_dir: str | None, num_levels: int | None) -> Inputs:
+    """The data of a run. data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR.
+
+    num_levels: how many values the likelihood is of, None for any.
+    """
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
     if config.stream and config.binarization == "static":
         raise UserError(
@@ -78,7 +75,7 @@ def load(config: Config, data_dir: str | None) -> Inputs:
         validation_size=config.validation_size,
         stream=config.stream,
     )
-    check_levels(dataset, config)
+    check_levels(dataset, config, num_levels)
     split = "validation" if dataset.validation else "test"
     data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)
@@ -114,12 +111,12 @@ def classes_of(dataset: Dataset) -> tuple[int, ...]:
     return tuple(np.unique(np.concatenate(labels)).tolist()) if labels else ()
 
 
-def check_levels(dataset: Dataset, config: Config) -> None:
+def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
     """UserError if the likelihood is of evenly spaced values of [0, 1], and the data holds others.
 
-    Of a stream only bytes are known to be such values, of all 256. Data outside [0, 1] is refused for its range.
+    num: how many values, None for any. Of a stream only bytes are known to be such values, of all 256. Data outside
+    [0, 1] is refused for its range.
     """
-    num = make(likelihoods, "Likelihood", config.likelihood, (), **config.likelihood_options).num_levels
     if num is None or config.binarization != "none":
         return
     x, (low, high) = dataset.train.x, value_range(dataset)

@@ -19,13 +19,15 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import IO, Any
 
-from vae_jax import digests
 from vae_jax.config import MAX_WHOLE, Config, differences, from_json, to_json
+from vae_jax.data.files import leaves
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.files import leaves
-from vae_jax.inputs import DataInfo
+from vae_jax.guard import Guard, describe
+from vae_jax.run import digests
 
 FORMAT = 4
+LARGE = 30.0  # data beyond it is worth a word where a loss is not finite: standardised data hardly goes so far
 MAX_RUN_BYTES = 4 << 20  # of run.json, which has a few thousand, and more for many classes
 MAX_VALUES = 2**28  # of an example: a picture of 9,000 x 9,000 pixels in colour
 
@@ -244,3 +246,25 @@ def _lock(file: IO[str]) -> None:
     import fcntl
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lost(seen: Guard, config: Config, value_range: tuple[float, float], num_steps: int, saved: bool) -> UserError:
+    """The error of a run that is lost, and what to do. value_range: of its data; saved: whether it has a checkpoint."""
+    advice = []
+    if max(map(abs, value_range)) > LARGE:
+        low, high = value_range
+        advice.append(
+            f"The data goes from {low:g} to {high:g}. Save it standardised: (x - x.mean(0)) / x.std(0).clip(1e-6)."
+        )
+    if seen.step:
+        settings = [f"a learning rate below {config.learning_rate:g}"]
+        if not 0 < config.clip_norm <= 1:
+            settings.append("--config.clip_norm=1")
+        if config.warmup_steps < num_steps // 10:
+            settings.append(f"--config.warmup_steps={num_steps // 10}")
+        advice.append(f"Give {' or '.join(settings)}.")
+    elif not advice:
+        advice.append("No update had been made. Choose another likelihood, other options of it, or other data.")
+    if saved:
+        advice.append("Give --restart too, which moves this run aside.")
+    return UserError(f"The run is lost: {describe(seen)}. {' '.join(advice)}")

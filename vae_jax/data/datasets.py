@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vae_jax.data.files import READERS, as_images, check_layout, log_integers, open_rows, read_folder, read_npz, reading
+from vae_jax.data.streaming import Stream, num_test, open_stream
 from vae_jax.errors import UserError
-from vae_jax.files import READERS, as_images, check_layout, log_integers, open_rows, read_folder, read_npz, reading
-from vae_jax.streaming import Stream, num_test, open_stream
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 _PERMUTATION_SEED = 0
@@ -270,13 +270,13 @@ def _tfds_arrays(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str
     root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
     directory = _newest_version(root / name)
     if directory is None:
-        from vae_jax import tfds_builders
+        from vae_jax.data import tfds_builders
 
         directory = tfds_builders.prepare(name, root)
     prepared = directory.resolve()
 
     def read() -> dict[str, np.ndarray]:
-        from vae_jax import tfds_builders
+        from vae_jax.data import tfds_builders
 
         return tfds_builders.read(prepared)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_jax import metrics
+from vae_jax.run import metrics
 
 
 @contextmanager

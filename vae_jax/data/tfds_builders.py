@@ -26,8 +26,8 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.image_classification import mnist as stock
 
+from vae_jax.data.files import DEFLATE_MAX_RATIO, leaves
 from vae_jax.errors import UserError
-from vae_jax.files import DEFLATE_MAX_RATIO, leaves
 
 CONNECT_SECONDS = 5.0
 MAX_FEATURES = 1 << 20  # bytes of a features.json; that of MNIST has 700

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae_jax import generate, metrics, pictures, views, webpage
-from vae_jax.checkpoints import Restored
+from vae_jax import generate
 from vae_jax.config import Config, to_json
-from vae_jax.core import condition
+from vae_jax.core import Examples, condition
+from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import ACTIVE_VARIANCE, Evaluation
-from vae_jax.inputs import DataInfo, Examples
+from vae_jax.run import metrics
+from vae_jax.run.checkpoints import Restored
+from vae_jax.show import pictures, views, webpage
 
 ROWS, COLUMNS = 12, 11  # of the traversals: latent dimensions, and values of each
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import generate, pictures
-from vae_jax.checkpoints import Restored
-from vae_jax.core import VAE, Params, condition
-from vae_jax.inputs import Examples
+from vae_jax import generate
+from vae_jax.core import VAE, Examples, Params, condition
+from vae_jax.run.checkpoints import Restored
+from vae_jax.show import pictures
 
 Range = tuple[float, float]  # of the data: what is drawn black and white
 

@@ -9,8 +9,8 @@ from zlib import crc32
 
 import numpy as np
 
-from vae_jax import pictures
 from vae_jax.errors import UserError
+from vae_jax.show import pictures
 
 
 def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> None:

@@ -18,14 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import arrays, devices, digests, inputs, metrics, models
+from vae_jax import build
 from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Params
+from vae_jax.data import inputs
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.inputs import DataInfo
-from vae_jax.runs import read_run
-from vae_jax.runs import steps as steps
+from vae_jax.run import arrays, digests, metrics
+from vae_jax.run.runs import read_run
+from vae_jax.run.runs import steps as steps
 from vae_jax.update import TrainState
+from vae_jax.xla import devices
 
 MAX_SECONDS = 300  # of training without a checkpoint, however far the next evaluation is
 MAX_PROGRESS = 1 << 20  # bytes of a progress.json, which has a few hundred
@@ -131,10 +134,10 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
     run_dir = Path(run_dir)
     config, data = read_run(run_dir)
     try:
-        vae = models.build(config, data)
+        vae = build.make_vae(config, data)
     except UserError as error:
         raise UserError(f"{run_dir / 'run.json'}: {error}") from None
-    like = models.abstract_params(vae, data)
+    like = build.abstract_params(vae, data)
     while True:
         there = steps(run_dir)
         try:
@@ -155,7 +158,7 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     if not config.init_from:
         return vae
     source = load(config.init_from)
-    found = differences(source.config, config, models.MODEL_FIELDS)
+    found = differences(source.config, config, build.MODEL_FIELDS)
     if source.data.shape != data.shape:
         found["the shape of an example"] = source.data.shape, data.shape
     elif source.data.classes != data.classes:

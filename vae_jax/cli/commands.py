@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import checkpoints, console, datasets, devices, generate, inputs, models, npz, pictures, views
-from vae_jax.checkpoints import Restored
-from vae_jax.core import VAE, condition
+from vae_jax import build, generate, progress
+from vae_jax.cli.sweep import sweep as sweep
+from vae_jax.core import VAE, Examples, condition
+from vae_jax.data import datasets, inputs
+from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
     HEAVY_TAIL,
@@ -25,10 +27,12 @@ from vae_jax.evaluate import (
     standard_error,
     summarize,
 )
-from vae_jax.export import to_zip
-from vae_jax.inputs import DataInfo, Examples
-from vae_jax.report import page
-from vae_jax.sweep import sweep as sweep
+from vae_jax.run import checkpoints
+from vae_jax.run.checkpoints import Restored
+from vae_jax.show import npz, pictures, views
+from vae_jax.show.export import to_zip
+from vae_jax.show.report import page
+from vae_jax.xla import devices
 
 _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their own; an example's index is never so large
 
@@ -47,7 +51,7 @@ def sample(options: Namespace) -> str:
         return compiled(params, key, np.int32(start % max(1, classes)))
 
     def chunks():
-        with console.bar(total=num, unit="sample", delay=2) as bar:
+        with progress.bar(total=num, unit="sample", delay=2) as bar:
             for chunk in generate.in_chunks(draw, jax.random.key(options.seed), num, size):
                 yield chunk
                 bar.update(len(chunk.x))
@@ -130,7 +134,7 @@ def encode(options: Namespace) -> str:
     examples, label = _examples(options, restored)
     if not options.data:
         data = restored.data
-        console.say(
+        progress.say(
             f"{restored.config.dataset}: the {options.split} split, {len(examples.x)} of "
             f"{data.num_train + data.num_validation + data.num_test} examples. --split takes another one, --data=FILE "
             "every row of a file, in its order."
@@ -158,7 +162,7 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     restored = _load(options)
     if options.compute_dtype:
         config = replace(restored.config, compute_dtype=options.compute_dtype)
-        restored = restored._replace(config=config, vae=models.build(config, restored.data))
+        restored = restored._replace(config=config, vae=build.make_vae(config, restored.data))
     examples, _ = _examples(options, restored, options.limit)
     return _evaluate(options, restored, examples)[0]
 
@@ -179,21 +183,21 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     config, data, vae, params, step = restored
     params = devices.put(params, devices.everywhere(devices.make_mesh()))
     key = jax.random.key(options.seed)
-    faster = models.evaluation_options(config)
-    result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, console.bar)
+    faster = build.evaluation_options(config)
+    result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, progress.bar)
     finite = (
         np.isfinite(result.log_likelihood)
         & np.isfinite(result.kl)
         & np.isfinite(result.kl if result.log_px is None else result.log_px)
     )
     if not finite.all():
-        console.say(
+        progress.say(
             f"The figures of {np.sum(~finite)} of the {len(finite)} examples are not finite: no average over all "
             f"of them exists. The VAE was trained on data in [{data.range[0]:g}, {data.range[1]:g}]."
         )
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
-    if "nll" in summary and models.likelihood_of(config, data.shape).num_levels is not None:
+    if "nll" in summary and build.likelihood_of(config, data.shape).num_levels is not None:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
         information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
@@ -205,7 +209,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
             summary["kl_aggregate"] = kl - summary["mutual_information"]
     if options.ais_chains:
         run = make_annealed(vae, num_chains=options.ais_chains, num_steps=options.ais_steps)
-        log_px = run(params, jax.random.fold_in(key, _ANNEALING), examples, console.bar)
+        log_px = run(params, jax.random.fold_in(key, _ANNEALING), examples, progress.bar)
         arrays["log_px_ais"] = log_px
         summary |= {"nll_ais": -mean(log_px), "nll_ais_se": standard_error(log_px)}
         summary |= {"ais_chains": options.ais_chains, "ais_steps": options.ais_steps}
@@ -213,7 +217,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         present = {name: array for name, array in arrays.items() if array is not None}
         _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
     if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and finite.all() and not options.ais_chains:
-        console.say(
+        progress.say(
             "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
             f"{HEAVY_TAIL}): their NLL is a loose bound. More --num_samples lower it; --ais_chains=16 with --limit=100 "
             "checks it."
@@ -257,13 +261,13 @@ def _examples(options: Namespace, restored: Restored, limit: int | None = None) 
         )
     found = inputs.value_range(dataset)
     try:
-        models.check_range(config, found)
+        build.check_range(config, found)
     except UserError:
         raise UserError(
             f"{dataset.name} lies in [{found[0]:g}, {found[1]:g}]; the VAE was trained on data in "
             f"[{data.range[0]:g}, {data.range[1]:g}]. Give data on that scale."
         ) from None
-    inputs.check_levels(dataset, config)
+    inputs.check_levels(dataset, config, build.num_levels(config))
     examples = inputs.evaluation_examples(dataset, split, config, data.classes)
     label = getattr(dataset, split).label
     if config.conditional and label is None:
@@ -271,7 +275,7 @@ def _examples(options: Namespace, restored: Restored, limit: int | None = None) 
         raise UserError(f"The VAE is conditional on {known}, and {dataset.name} has no labels. Give data with labels.")
     if config.classes and label is not None and not set(np.unique(label).tolist()) <= set(config.classes):
         trained = ", ".join(map(str, config.classes))
-        console.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
+        progress.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
     return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from vae_jax import console
+from vae_jax import progress
 from vae_jax.errors import UserError
 
 MAX_BYTES = 16 << 30
@@ -214,7 +214,7 @@ def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype,
 def log_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
     """Say that integers from `low` to `high` are taken as bytes, where they may not have been meant so."""
     if dtype.kind in "ui" and (len(shape) == 2 or dtype != np.uint8):
-        console.say(
+        progress.say(
             f"{source}: the integers from {low} to {high} are taken as v/255. Save them as float32 if v means v."
         )
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax import console
-from vae_jax.files import Rows, check_finite, check_integers, convert, log_integers, not_finite
+from vae_jax import progress
+from vae_jax.data.files import Rows, check_finite, check_integers, convert, log_integers, not_finite
 
 BLOCK_BYTES = 128 << 10
 READ_BYTES = 4 << 20  # at once, when the file is checked
@@ -150,7 +150,7 @@ def _read_through(rows: Rows, source: str) -> tuple[tuple[float, float], str]:
     missing, first = 0, list[int]()
     size = max(1, READ_BYTES // rows.row_bytes)
     # Drawn after two seconds.
-    for start in console.bar(range(0, rows.shape[0], size), delay=2, desc=f"reading {rows.path.name}"):
+    for start in progress.bar(range(0, rows.shape[0], size), delay=2, desc=f"reading {rows.path.name}"):
         block = np.array([[start, min(start + size, rows.shape[0])]])
         stored = rows.read(block)
         digest.update(stored.data)

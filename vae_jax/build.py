@@ -1,18 +1,26 @@
-"""The VAE of a config: networks, posterior, likelihood and prior put together."""
+"""From a config to functions: the VAE, the objective, the optimiser and its schedules."""
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import Array
 
-from vae_jax import compiling, hierarchies, likelihoods, networks, posteriors, priors
-from vae_jax.config import Config, make
+from vae_jax import hierarchies, likelihoods, networks, posteriors, priors
+from vae_jax.config import MAX_STEPS, Config, make, unknown
 from vae_jax.core import VAE, Params
+from vae_jax.data.files import check_memory
+from vae_jax.data.inputs import DataInfo, to_float
+from vae_jax.distributions import kl_by_dimension
 from vae_jax.errors import UserError
-from vae_jax.files import check_memory
-from vae_jax.inputs import DataInfo, to_float
+from vae_jax.objectives import negative_elbo, negative_iwae
+from vae_jax.xla import compiling
 
 # The fields that decide what the parameters mean.
 MODEL_FIELDS = (
@@ -22,7 +30,7 @@ MODEL_FIELDS = (
 )
 
 
-def build(config: Config, data: DataInfo) -> VAE:
+def make_vae(config: Config, data: DataInfo) -> VAE:
     """The VAE that `config` names for such data. UserError if they do not fit, or it would not fit into memory.
 
     `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias, and their
@@ -198,6 +206,11 @@ def check_range(config: Config, value_range: tuple[float, float]) -> None:
         )
 
 
+def num_levels(config: Config) -> int | None:
+    """How many evenly spaced values of [0, 1] the likelihood is of; None for any value."""
+    return likelihood_of(config, ()).num_levels
+
+
 def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood:
     return make(likelihoods, "Likelihood", config.likelihood, shape, **config.likelihood_options)
 
@@ -208,3 +221,133 @@ def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) 
     if bias.size != size:
         bias = likelihood.output_bias(jnp.mean(average, (0, 1)))
     return jnp.tile(bias.reshape(-1), size // bias.size)
+
+
+def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The objective that `config` names: (params, key, x, vae) -> (loss, metrics). UserError for a contradiction."""
+    if config.objective == "iwae":
+        weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "auto"}
+        for name, neutral in weights.items():
+            if getattr(config, name) != neutral:
+                raise UserError(
+                    f"{name} is {getattr(config, name)!r}, which objective 'iwae' has no place for. Leave it out."
+                )
+        if config.estimator == "stl":
+            raise UserError("estimator 'stl' is biased for objective 'iwae'. Choose dreg, which is stl at K = 1.")
+        return partial(negative_iwae, num_samples=config.num_samples, estimator=config.estimator)
+    if config.estimator == "dreg":
+        raise UserError("estimator 'dreg' is of objective 'iwae'. Choose stl for objective 'elbo'.")
+    if config.kl != "monte_carlo" and config.estimator == "stl":
+        raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form has no log q(z | x).")
+    if config.kl == "monte_carlo" and config.free_bits:
+        raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
+    gaussian = not config.hierarchy and config.prior == "standard_normal"
+    if config.kl == "analytic" and not (gaussian and config.posterior in ("diagonal", "full_covariance")):
+        raise UserError(
+            "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy: no "
+            "other KL has a closed form here. Set --config.kl=auto for the closed form of the parts that have one."
+        )
+    if config.free_bits and not (gaussian and config.posterior == "diagonal"):
+        raise UserError(
+            f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
+            "the KL of each latent dimension in closed form. Set --config.free_bits=0."
+        )
+    return partial(
+        negative_elbo,
+        alpha=config.alpha,
+        beta=config.beta,
+        num_samples=config.num_samples,
+        kl=config.kl,
+        estimator=config.estimator,
+        free_bits=config.free_bits,
+    )
+
+
+def make_evaluation_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The objective of `config` by its value alone, for the terms of one example, which `split_loss` puts together."""
+    estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # the same value without a gradient
+    objective = make_objective(replace(config, estimator=estimator, free_bits=0.0))
+    if not config.free_bits:
+        return objective
+
+    def with_dimensions(params: Params, key: Array, x: Array, vae: VAE, **weights: Any):
+        loss, metrics = objective(params, key, x, vae, **weights)
+        each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
+        return loss, metrics | {"kl_by_dimension": jnp.mean(each, 0)}
+
+    return with_dimensions
+
+
+def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The loss and the metrics of a split, from the `values` of `make_evaluation_objective` for each of its examples.
+
+    values: [N] each, and for free bits `kl_by_dimension` [N, L]. The results are averages over the split, but for the
+    KL in a loss with free bits: sum_d max(KL_d, free_bits) with KL_d averaged over the whole split, as over a batch in
+    training.
+    """
+    with np.errstate(invalid="ignore"):  # of infinities of both signs
+        means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
+    if config.free_bits:
+        each = means.pop("kl_by_dimension")
+        means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
+    return {name: float(value) for name, value in means.items()}
+
+
+def make_optimizer(
+    config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None
+) -> optax.GradientTransformation:
+    """The optax optimiser, schedule and clipping that `config` names.
+
+    learning_rate: the peak, possibly traced, in place of the config's. The state is the same for every value.
+    """
+    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and name[0] != "_"}
+    choices = {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
+    if config.optimizer not in choices:
+        raise unknown("optimizer", config.optimizer, tuple(sorted(choices)))
+    schedule = make_schedule(config, steps_per_epoch, learning_rate)
+    try:
+        optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
+        weights = jnp.zeros((2, 2))  # an optimiser may accept what its first step cannot use
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+            jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"optimizer {config.optimizer!r} with {config.optimizer_options}: {reason}. Set other options."
+        ) from None
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
+
+
+def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
+    """What of the objective is no constant: `beta`, which may rise from 0 (Bowman et al. 2016).
+
+    beta: the weight at the end, possibly traced, in place of the config's.
+    """
+    if config.beta_warmup_steps:
+        return {"beta": optax.linear_schedule(0.0, config.beta if beta is None else beta, config.beta_warmup_steps)}
+    return {} if beta is None else {"beta": optax.constant_schedule(beta)}
+
+
+def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
+    """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the end, or `burda`.
+
+    `burda` is 3^i epochs at 10^(-i/7) times the peak, i = 0, 1, ... (Burda et al. 2016, arXiv:1509.00519, section 5;
+    theirs ends with i = 7, after 3,280 epochs).
+    learning_rate: the peak, possibly traced, in place of the config's.
+    """
+    total = config.num_epochs * steps_per_epoch
+    if total > MAX_STEPS:
+        raise UserError(f"num_epochs is {config.num_epochs}; expected at most {MAX_STEPS // steps_per_epoch}.")
+    peak = config.learning_rate if learning_rate is None else learning_rate
+    if config.warmup_steps >= total:
+        raise UserError(f"warmup_steps is {config.warmup_steps}; expected less than the run's {total} steps.")
+    stages = [s for i in range(1, 21) if (s := (3**i - 1) // 2 * steps_per_epoch) < total]
+    rest: optax.Schedule = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, total - config.warmup_steps),
+        "burda": optax.piecewise_constant_schedule(peak, dict.fromkeys(stages, 10 ** (-1 / 7))),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return rest
+    rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([rise, rest], [config.warmup_steps])

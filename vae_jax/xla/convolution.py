@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vae_jax.errors import UserError
-from vae_jax.products import moved, outer, product, with_vmap
+from vae_jax.xla.products import moved, outer, product, with_vmap
 
 Size = tuple[int, int]
 Convolution = Callable[[Array, Array], Array]

@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from vae_jax.config import MAX_WHOLE, Config, load_recipe, override
 from vae_jax.errors import UserError
 
 MAX_LINE = 2000  # characters of an error: a longer one hides what to do
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Parser(argparse.ArgumentParser):
@@ -262,20 +262,6 @@ def _refuse(message: str) -> int:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
     print(f"error: {line}", file=sys.stderr)
     return 2
-
-
-def say(line: str) -> None:
-    """A line of log on stderr, above the progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stderr)
-
-
-def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
-    """A progress bar on stderr, drawn only in a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(steps, disable=None, dynamic_ncols=True, leave=False, **kwargs)
 
 
 @contextmanager

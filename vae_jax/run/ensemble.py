@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax import evaluate, inputs, update
+from vae_jax import build, evaluate, update
 from vae_jax.config import Config
-from vae_jax.core import VAE, Params
-from vae_jax.inputs import Examples
+from vae_jax.core import VAE, Examples, Params
+from vae_jax.data import inputs
 from vae_jax.update import Objective, TrainState
 
 
@@ -34,7 +34,7 @@ def traced_of(members: Sequence[Config]) -> Traced:
 def init_states(vae: VAE, members: Sequence[Config], steps_per_epoch: int, x: ArrayLike) -> TrainState:
     """The states of all members before the first step, on a leading axis M. x: training examples, [N, *shape]."""
     config = members[0]
-    optimizer = update.make_optimizer(config, steps_per_epoch)
+    optimizer = build.make_optimizer(config, steps_per_epoch)
     init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
     keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
     return jax.jit(jax.vmap(init, (0, None)))(keys, x)
@@ -56,10 +56,10 @@ def make_train(
         update_one = update.make_update(
             vae,
             objective,
-            update.make_optimizer(config, steps_per_epoch, traced.learning_rate),
+            build.make_optimizer(config, steps_per_epoch, traced.learning_rate),
             prepare=inputs.make_prepare(config),
             ema_decay=config.ema_decay,
-            schedules=update.make_schedules(config, traced.beta),
+            schedules=build.make_schedules(config, traced.beta),
         )
         return update.make_train(update_one, config.batch_size)(state, examples, num_steps)
 

@@ -1,0 +1,1 @@
+"""The program: flags, commands and sweeps."""

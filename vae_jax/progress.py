@@ -1,0 +1,19 @@
+"""What a person sees on stderr while a program runs: lines of log above a progress bar."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def say(line: str) -> None:
+    """A line of log on stderr, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
+    """A progress bar on stderr, drawn only in a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(steps, disable=None, dynamic_ncols=True, leave=False, **kwargs)

@@ -1,0 +1,1 @@
+"""What XLA has to be told: convolutions and products that it does badly, compiler settings, many devices."""
