@@ -374,7 +374,7 @@ def test_data_that_has_changed_is_refused_and_may_be_given_by_hand(refused, trai
     assert "is not what the VAE was trained on" in refused(vae_main, ["encode", run_dir])
     vae("encode", run_dir, "--data", path)
     path.unlink()
-    assert "is not there. Put it back" in refused(vae_main, ["encode", run_dir])
+    assert "is not there. Give its new place with --data" in refused(vae_main, ["encode", run_dir])
     vae("sample", run_dir)
 
 

@@ -523,7 +523,7 @@ def test_data_that_has_moved_is_asked_for(train, vae, tmp_path, refused):
     train(tmp_path / "run", dataset=tmp_path / "x.npy", batch_size=20, num_epochs=1)
     (tmp_path / "x.npy").rename(tmp_path / "y.npy")
     line = refused(main, ["evaluate", tmp_path / "run"])
-    assert "x.npy, which the VAE was trained on, is not there." in line and "with --data: every example" in line
+    assert "x.npy, which the VAE was trained on, is not there. Give its new place with --data" in line
     assert vae("evaluate", tmp_path / "run", "--data", tmp_path / "y.npy", "--num_samples=1")
 
 

@@ -70,7 +70,7 @@ def test_second_load_is_equal_and_imports_neither_scikit_learn_nor_tfds(cache):
     first = datasets.load("digits")
     assert len(list(cache.iterdir())) == 1
     code = (
-        "import sys; from vae_jax import datasets; print(datasets.load('digits').fingerprint); "
+        "import sys; from vae_jax.data import datasets; print(datasets.load('digits').fingerprint); "
         "assert not {'sklearn', 'tensorflow_datasets', 'PIL', 'jax'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae_jax import build
 from vae_jax.config import Config
 from vae_jax.data import files, inputs
 from vae_jax.data.datasets import Dataset, Split
@@ -154,6 +155,10 @@ BITS = np.array([[0, 255], [255, 0]], np.uint8)
 OWN_DATA = np.array([[0.1234, 0.5]], np.float32)
 
 
+def check_levels(dataset, config):
+    return inputs.check_levels(dataset, config, build.num_levels(config))
+
+
 def levels(likelihood, num=None, **changes):
     options = {} if num is None else {"num_levels": num}
     return Config(likelihood=likelihood, likelihood_options=options, **changes)
@@ -181,7 +186,7 @@ def of(*parts):
     ),
 )
 def test_data_on_the_levels_of_a_likelihood_is_taken(x, config):
-    inputs.check_levels(of(x), config)
+    check_levels(of(x), config)
 
 
 @pytest.mark.parametrize(
@@ -198,16 +203,16 @@ def test_data_on_the_levels_of_a_likelihood_is_taken(x, config):
 )
 def test_data_off_the_levels_is_one_line_of_error_whose_advice_works(parts, config, holds, fitting):
     with pytest.raises(UserError) as caught:
-        inputs.check_levels(of(*parts), config)
+        check_levels(of(*parts), config)
     (message,) = str(caught.value).splitlines()
     assert f"likelihood '{config.likelihood}' needs data of " in message and f"own holds {holds}" in message
     assert f"--config.likelihood={fitting[0]} " in message and "--config.binarization=dynamic" in message
     assert fitting[1] is None or f"""--config.likelihood_options='{{"num_levels": {fitting[1]}}}'""" in message
-    inputs.check_levels(of(*parts), levels(*fitting))
+    check_levels(of(*parts), levels(*fitting))
 
 
 def test_data_outside_0_to_1_is_left_to_the_check_of_its_range(floats):
-    inputs.check_levels(floats, levels("categorical"))
+    check_levels(floats, levels("categorical"))
 
 
 @pytest.mark.parametrize("x, num, taken", ((GREY, 256, True), (GREY, 17, False), (SIXTEENTHS, 17, False)))
@@ -216,9 +221,9 @@ def test_of_a_stream_bytes_alone_are_known_to_be_levels(x, num, taken):
     stream = Stream(None, np.array([[0, len(x)]]), x, (0.0, float(scale)), "")
     dataset = of(x)._replace(stream=stream)
     if taken:
-        return inputs.check_levels(dataset, levels("categorical", num))
+        return check_levels(dataset, levels("categorical", num))
     with pytest.raises(UserError, match=r"is a stream of \w+, .* Save x as uint8 .*--config\.stream=false\.$"):
-        inputs.check_levels(dataset, levels("categorical", num))
+        check_levels(dataset, levels("categorical", num))
 
 
 # labels

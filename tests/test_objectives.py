@@ -17,20 +17,18 @@ from helpers import (
 )
 from scipy.special import logsumexp
 
+from vae_jax.build import make_evaluation_objective, make_objective, split_loss
 from vae_jax.config import Config
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, FullGaussian, kl_divergence, kl_monte_carlo
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluate_objective
 from vae_jax.objectives import (
-    build,
-    build_evaluation,
     elbo,
     importance_bound,
     log_weights,
     negative_elbo,
     negative_iwae,
-    split_loss,
 )
 
 PARAMS, X = pca_params(), pca_data()
@@ -283,7 +281,7 @@ def test_the_objective_of_a_config_has_its_settings(mlp, key):
         (Config(**settings), jit(negative_elbo, vae, **settings)),
         (Config(kl="monte_carlo"), jit(negative_elbo, vae, kl=kl_monte_carlo)),
     ):
-        loss, _ = jit(build(config), vae)(params, jax.random.clone(key), x)
+        loss, _ = jit(make_objective(config), vae)(params, jax.random.clone(key), x)
         assert loss == expected(params, jax.random.clone(key), x)[0]
 
 
@@ -372,8 +370,10 @@ def test_the_loss_of_a_split_is_the_training_loss_of_it_as_one_batch(mlp, free_b
     sharp = vae._replace(encode=lambda p, x: DiagonalGaussian(vae.encode(p, x).mean, jnp.full((len(x), 3), -0.01)))
     sharp = sharp._replace(decode=lambda p, z: vae.decode(p, 0 * z))
     config = Config(free_bits=free_bits, beta=2.0, alpha=0.5)
-    terms, mean = make_evaluate_objective(sharp, build_evaluation(config))(params, jax.random.key(3), Examples(x, None))
-    loss, metrics = build(config)(params, jax.random.key(4), x, sharp)
+    terms, mean = make_evaluate_objective(sharp, make_evaluation_objective(config))(
+        params, jax.random.key(3), Examples(x, None)
+    )
+    loss, metrics = make_objective(config)(params, jax.random.key(4), x, sharp)
     got = split_loss(config, terms)
     assert got == pytest.approx({"loss": float(loss), **{k: float(v) for k, v in metrics.items()}}, rel=1e-5)
     each = 0.5 * (np.exp(-0.01) + mean**2 - 1 + 0.01)
@@ -398,9 +398,11 @@ def test_an_evaluation_computes_no_gradient():
         return lowered.cost_analysis()["flops"]
 
     dreg, pathwise = (Config(objective="iwae", num_samples=4, estimator=e) for e in ("dreg", "pathwise"))
-    assert flops(build(dreg)) > 1.2 * flops(build(pathwise))
-    assert flops(build_evaluation(dreg)) == flops(build(pathwise))
-    values = [f(PARAMS, jax.random.key(0), X, pca_vae())[0] for f in (build(dreg), build_evaluation(dreg))]
+    assert flops(make_objective(dreg)) > 1.2 * flops(make_objective(pathwise))
+    assert flops(make_evaluation_objective(dreg)) == flops(make_objective(pathwise))
+    values = [
+        f(PARAMS, jax.random.key(0), X, pca_vae())[0] for f in (make_objective(dreg), make_evaluation_objective(dreg))
+    ]
     np.testing.assert_allclose(*values, rtol=1e-6)
 
 
@@ -435,7 +437,7 @@ def test_free_bits_cost_each_dimension_at_least_so_much(key, mlp):
 )
 def test_a_contradiction_is_refused(fields):
     with pytest.raises(UserError):
-        build(Config(**fields))
+        make_objective(Config(**fields))
 
 
 @pytest.mark.parametrize("call", (negative_elbo, negative_iwae))

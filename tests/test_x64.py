@@ -21,13 +21,14 @@ from helpers import members, pca_data, pca_log_px, pca_params, pca_vae
 
 from vae_jax import build, generate, hierarchies, likelihoods, networks, posteriors, priors
 from vae_jax.annealing import annealed_log_weights
+from vae_jax.build import make_optimizer, make_schedules
 from vae_jax.config import Config
 from vae_jax.core import Examples, condition
 from vae_jax.data import inputs
 from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import make_evaluate
 from vae_jax.objectives import log_weights, negative_iwae
-from vae_jax.update import init_state, make_optimizer, make_schedules, make_train, make_update
+from vae_jax.update import init_state, make_train, make_update
 
 SHAPE, NUM, CLASSES = (5, 4, 1), 8, 3
 CONVOLUTIONAL = {"network": "convolutional", "network_options": {"channels": [3], "decoder_blocks": [1]}}

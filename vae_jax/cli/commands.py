@@ -284,8 +284,8 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
     config, data, name = restored.config, restored.data, options.data or restored.config.dataset
     if not options.data and name not in datasets.NAMES and not Path(name).exists():
         raise UserError(
-            f"{name}, which the VAE was trained on, is not there. Put it back for its splits, or give its new "
-            "place with --data: every example of it is taken then."
+            f"{name}, which the VAE was trained on, is not there. Give its new place with --data, of which every "
+            "example is taken, or put it back for its splits."
         )
     dataset = datasets.load(
         name,
