@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
             progress.say(f"{run_dir}: resumed at step {step} of {num_steps}")
         state, _ = train(state, examples, np.int32(0))  # compiles, so that the rates below are of steps
         bar = progress.bar(total=num_steps, initial=step, unit="step")
-        chunk, saved = 1, time.monotonic()  # steps a call: about a second of them
+        chunk, saved = 1, time.monotonic()  # steps per call: about a second of them
 
         while step < num_steps:
             start = time.monotonic()

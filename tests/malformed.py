@@ -53,7 +53,7 @@ FLAGS = {
     "class in words": (["classes=three"], ["classes is 'three'; expected whole numbers"]),
     "negative class": (["classes=-1"], ["no example of [-1]", "Choose among"]),
     "yes is no switch": (["output_bias=yes"], ["output_bias is 'yes'; expected true or false"]),
-    "stream of a name": (["stream=true"], ["stream is true, but 'digits' is no .npy file"]),
+    "stream of a name": (["stream=true"], ["stream is true, but 'digits' is not a .npy file"]),
     "deep list": (["network_options=" + "[" * 100_000], ["expected a JSON object"]),
     "deep object": (["network_options=" + '{"a":' * 9000 + "1" + "}" * 9000], ["expected a JSON object"]),
     "nested option": (
@@ -133,8 +133,8 @@ FLAGS = {
     "name of a megabyte": (["dataset=" + "x" * 10**6], ["Unknown data set", " ... ", "Choose one of"]),
 }
 OTHER_FLAGS = {
-    "workdir without a name": (["--workdir="], ["--workdir: '' is no name of a file or folder"]),
-    "workdir with a zero": (["--workdir=a\0b"], ["'a\\x00b' is no name of a file or folder"]),
+    "workdir without a name": (["--workdir="], ["--workdir: '' is not the name of a file or folder"]),
+    "workdir with a zero": (["--workdir=a\0b"], ["'a\\x00b' is not the name of a file or folder"]),
     "workdir of two lines": (["--workdir=/dev/null/a\nb"], ["/dev/null/a\\nb cannot be written"]),
     "workdir of a long name": (["--workdir=" + "a" * 300], ["File name too long"]),
     "recipe with a zero": (["--config=a\0b"], ["There is no config file a\\x00b"]),
@@ -472,7 +472,7 @@ RUNS = {
     "classes out of order": (data(classes=[3, 1]), ["the classes (3, 1); expected different whole numbers in rising"]),
     "range of no number": (data(range=[float("nan"), 1]), ["data from nan to 1.0; expected finite numbers"]),
     "range of words": (data(range=["a", "b"]), ["run.json is damaged (ValueError"]),
-    "folder of data as a list": (data(data_dir=["/"]), ["fingerprint and data_dir are no text"]),
+    "folder of data as a list": (data(data_dir=["/"]), ["fingerprint and data_dir are not text"]),
     "further data": (data(more=1), ["run.json is damaged (TypeError"]),
     "latent of 10^9": (config(latent_dim=10**9), ["latent_dim is 1000000000; expected at most 16777216"]),
     "layers of 10^12": (config(hidden_sizes=[10**12]), ["hidden_sizes is 1000000000000; expected at most 16777216"]),
@@ -495,7 +495,7 @@ RUNS = {
     "picture out of the run": (linked("epoch-9", "OUTSIDE"), ["epoch-9 is a link out of the run directory"]),
     "log out of the run": (linked("metrics.jsonl", "/etc/passwd"), ["metrics.jsonl is a link out of the run"]),
     "pipe in the place of run.json": (pipe("run.json"), ["has no run.json; expected a run directory"]),
-    "pipe in the place of the log": (pipe("metrics.jsonl"), ["metrics.jsonl is no plain file"]),
+    "pipe in the place of the log": (pipe("metrics.jsonl"), ["metrics.jsonl is not a plain file"]),
     "digests of another folder": (text("SHA256SUMS", f"{'0' * 64}  ../../run.json\n"), []),
     "digests of an absolute path": (text("SHA256SUMS", f"{'0' * 64}  /etc/passwd\n"), []),
     "array of 10^12": (array("encoder.output.bias", shape=[BIG]), ["is not of the model", "1000000000000"]),

@@ -78,7 +78,7 @@ def test_run_directories(case, refused, run_dir):
 @pytest.mark.parametrize("case", malformed.PROGRESS)
 def test_progress_of_a_run(case, refused, run_dir, train_py):
     malformed.text("progress.json", malformed.PROGRESS[case])(run_dir)
-    parts = ["progress.json is no progress of a run", "Choose another checkpoint"]
+    parts = ["progress.json is not the progress of a run", "Choose another checkpoint"]
     check(refused(vae_main, ["sample", run_dir, "--checkpoint=best"]), parts)
     check(refused(train_py.main, train_flags(run_dir, num_epochs=6)), parts)
 
@@ -105,7 +105,7 @@ def test_training_begins_nothing_through_a_link(refused, train_py, tmp_path):
 
 def test_a_pipe_is_no_run_to_begin(refused, train_py, tmp_path):
     os.mkfifo(tmp_path / "run.json")
-    check(refused(train_py.main, train_flags(tmp_path)), ["run.json is no plain file"])
+    check(refused(train_py.main, train_flags(tmp_path)), ["run.json is not a plain file"])
 
 
 def test_a_log_of_anything_is_left_out_of_the_curves(run_dir, train, monkeypatch):
@@ -170,7 +170,7 @@ def test_prepared_data_imports_nothing(case, refused, train_py, tmp_path, monkey
     (tmp_path / "evil.py").write_text("raise SystemExit('a module was imported')")
     monkeypatch.syspath_prepend(tmp_path)
     flags = train_flags(tmp_path / "run", f"--data_dir={tmp_path}", dataset="mnist")
-    check(refused(train_py.main, flags), ["which is no feature of MNIST", "--data_dir"])
+    check(refused(train_py.main, flags), ["which is not a feature of MNIST", "--data_dir"])
     assert "evil" not in sys.modules
 
 

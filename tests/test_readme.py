@@ -180,3 +180,17 @@ def test_plain_english(page):
 def test_the_readme_is_short_and_begins_with_code():
     assert len((ROOT / "README.md").read_bytes()) <= 8000
     assert "jax.value_and_grad" in "".join(TEXTS["README.md"].splitlines()[:50])
+
+
+def help_texts(capsys):
+    """What --help prints, of train.py and of every command."""
+    commands = "sample reconstruct interpolate traverse manifold encode export evaluate report sweep".split()
+    for parse_flags, argv in [(console.parse_train, ["--help"]), *((parse, [name, "--help"]) for name in commands)]:
+        with pytest.raises(SystemExit):
+            parse_flags(argv)
+        yield " ".join(capsys.readouterr().out.split())
+
+
+def test_help_is_plain_english(capsys):
+    for text in help_texts(capsys):
+        assert not re.search(r"\b(is|are) no\b|\b(nats|examples|samples|points|numbers) an? \w", text)

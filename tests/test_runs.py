@@ -362,6 +362,10 @@ def test_binary_run_json(tmp_path):
 
 def test_no_run(tmp_path):
     (tmp_path / "file").write_text("")
-    for path, says in ((tmp_path / "none", "is no directory"), (tmp_path, "has no run.json"), (tmp_path / "file", "")):
+    for path, says in (
+        (tmp_path / "none", "is not a directory"),
+        (tmp_path, "has no run.json"),
+        (tmp_path / "file", ""),
+    ):
         message = error(runs.read_run, path)
         assert str(path) in message and says in message and "expected a run directory" in message

@@ -429,18 +429,18 @@ def shortened(folder):
 GREY = np.random.default_rng(0).random((500, 6))
 HOLED = np.where(np.arange(3000).reshape(500, 6) == 2345, np.nan, GREY)
 REFUSED = {
-    "name": (lambda folder: "digits", {}, ["stream is true, but 'digits' is no .npy file", "--config.stream=false"]),
+    "name": (lambda folder: "digits", {}, ["stream is true, but 'digits' is not a .npy file", "--config.stream=false"]),
     "npz": (
         lambda folder: np.savez(folder / "x.npz", x=GREY) or folder / "x.npz",
         {},
-        ["x.npz' is no .npy file"],
+        ["x.npz' is not a .npy file"],
     ),
-    "missing file": (lambda folder: folder / "x.npy", {}, ["x.npy' is no .npy file"]),
+    "missing file": (lambda folder: folder / "x.npy", {}, ["x.npy' is not a .npy file"]),
     "text": (text_file, {}, ["Cannot read", "numpy.save"]),
     "shortened": (shortened, {}, ["its header announces 3600 bytes of values, but it holds 3599"]),
     "columns": (saved("x.npy", np.asfortranarray(GREY)), {}, ["Fortran order; save numpy.ascontiguousarray(x)"]),
     "words": (saved("x.npy", np.array([["a", "b"]] * 9)), {}, ["holds values of type <U1"]),
-    "one number an example": (saved("x.npy", np.zeros(9)), {}, ["has shape (9,)"]),
+    "one number per example": (saved("x.npy", np.zeros(9)), {}, ["has shape (9,)"]),
     "one example": (saved("x.npy", np.zeros((1, 6))), {}, ["holds one example"]),
     "not a number": (
         saved("x.npy", HOLED),

@@ -388,7 +388,7 @@ def test_resumed_run_needs_no_other_one(train, tmp_path, interrupt, no_pictures)
         ({"activation": "tanh"}, r"activation \(there 'gelu', here 'tanh'\)\. Set the same"),
         ({"hidden_sizes": "8,8", "latent_dim": 3}, r"hidden_sizes .*, latent_dim \(there 2, here 3\)"),
         ({"dataset": "vectors"}, r"the shape of an example \(there \(8, 8, 1\), here \(6,\)\)"),
-        ({"init_from": "nothing"}, "nothing is no directory; expected a run directory"),
+        ({"init_from": "nothing"}, "nothing is not a directory; expected a run directory"),
         ({"init_from": "."}, "has no run.json; expected a run directory"),
     ],
 )

@@ -14,11 +14,17 @@ def parse(argv: list[str]) -> Namespace:
     def command(name: str, text: str, out: str | None = None, *endings: str) -> console.Parser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("run_dir", metavar="RUN_DIR", type=console.run_folder)
-        sub.add_argument("--checkpoint", default="latest", help="latest, best or a step (%(default)s)")
-        sub.add_argument("--seed", type=console.natural, default=0, help="of everything random (%(default)s)")
+        sub.add_argument(
+            "--checkpoint",
+            default="latest",
+            help="latest, best or a step. Default: %(default)s.",
+        )
+        sub.add_argument(
+            "--seed", type=console.natural, default=0, help="Seed of all randomness. Default: %(default)s."
+        )
         if out:
             endings = (Path(out).suffix, *endings)
-            text = f"{' or '.join(endings)} file to write; by default RUN_DIR/{out}"
+            text = f"The {' or '.join(endings)} file to write. Default: RUN_DIR/{out}."
             sub.add_argument("--out", type=console.output(*endings), help=text)
             sub.set_defaults(file_name=out)
         console.add_cache_flag(sub)
@@ -29,34 +35,43 @@ def parse(argv: list[str]) -> Namespace:
             "--data",
             metavar="NAME",
             help=(
-                "data set, file or folder; by default the one it was trained on. A file or folder without splits "
-                "of its own is taken whole, in its order"
+                "A data set, file or folder. Default: the data that the VAE was trained on. A file or folder without "
+                "splits of its own is taken whole, in its order."
             ),
         )
-        sub.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
-        sub.add_argument("--split", choices=("train", "validation", "test"), help="by default test")
+        sub.add_argument("--data_dir", metavar="DIR", help="Where tensorflow-datasets keeps its data.")
+        sub.add_argument("--split", choices=("train", "validation", "test"), help="The split to use. Default: test.")
 
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
-    sub.add_argument("--num", type=console.positive, default=64, help="(%(default)s)")
-    sub.add_argument("--label", type=console.natural, help="label, for a conditional VAE; by default all in turn")
+    sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
+    sub.add_argument("--label", type=console.natural, help="Label, for a conditional VAE. Default: all in turn.")
 
     for name, text, num in (
         ("reconstruct", "Pictures of inputs and, under each one, its reconstruction.", 48),
         ("interpolate", "Rows of pictures on the lines between pairs of inputs.", 8),
-        ("traverse", "One latent dimension a row, moved while the others keep an input's values.", None),
+        ("traverse", "One latent dimension per row, moved while the others keep an input's values.", None),
     ):
         sub = command(name, text, f"{name}.png")
         data_flags(sub)
         if num:
-            sub.add_argument("--num", type=console.positive, default=num, help="inputs or pairs (%(default)s)")
+            sub.add_argument(
+                "--num",
+                type=console.positive,
+                default=num,
+                help="Inputs or pairs. Default: %(default)s.",
+            )
         else:
-            sub.add_argument("--index", type=console.natural, default=0, help="which input (%(default)s)")
+            sub.add_argument(
+                "--index", type=console.natural, default=0, help="Which input, from 0. Default: %(default)s."
+            )
 
     sub = command("manifold", "A grid of decoded points of a two-dimensional latent space.", "manifold.png")
-    sub.add_argument("--num", type=console.positive, default=20, help="points a side (%(default)s)")
-    sub.add_argument("--extent", type=console.extent, default=2.0, help="covers [-EXTENT, EXTENT]^2 (%(default)s)")
-    sub.add_argument("--gaussian", action="store_true", help="place the points at the quantiles of N(0, 1) instead")
-    sub.add_argument("--label", type=console.natural, help="label, for a conditional VAE; by default the first")
+    sub.add_argument("--num", type=console.positive, default=20, help="Points per side. Default: %(default)s.")
+    sub.add_argument(
+        "--extent", type=console.extent, default=2.0, help="It covers [-EXTENT, EXTENT]^2. Default: %(default)s."
+    )
+    sub.add_argument("--gaussian", action="store_true", help="Place the points at the quantiles of N(0, 1) instead.")
+    sub.add_argument("--label", type=console.natural, help="The label, for a conditional VAE. Default: the first one.")
 
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
     data_flags(sub)
@@ -65,37 +80,64 @@ def parse(argv: list[str]) -> Namespace:
 
     sub = command("evaluate", "ELBO and importance-weighted NLL of a split, in nats: one JSON object on stdout.")
     data_flags(sub)
-    sub.add_argument("--num_samples", type=console.positive, default=500, help="K, posterior samples (%(default)s)")
-    sub.add_argument("--limit", type=console.positive, help="only the first LIMIT examples")
+    sub.add_argument(
+        "--num_samples",
+        type=console.positive,
+        default=500,
+        help="Posterior samples K. Default: %(default)s.",
+    )
+    sub.add_argument("--limit", type=console.positive, help="Evaluate only the first LIMIT examples.")
     sub.add_argument(
         "--ais_chains",
         type=console.natural,
         default=0,
-        help="chains of an independent bound by annealed importance sampling; 0: none",
+        help="Also bound log p(x) by annealed importance sampling with this many chains. 0: do not.",
     )
-    sub.add_argument("--ais_steps", type=console.positive, default=500, help="its temperatures (%(default)s)")
-    sub.add_argument("--compute_dtype", choices=("float32", "bfloat16"), help="by default that of the config")
     sub.add_argument(
-        "--per_example", type=console.output(".npz"), metavar="FILE", help=".npz of the figures of every example"
+        "--ais_steps",
+        type=console.positive,
+        default=500,
+        help="Temperatures of the chains. Default: %(default)s.",
+    )
+    sub.add_argument("--compute_dtype", choices=("float32", "bfloat16"), help="Default: that of the config.")
+    sub.add_argument(
+        "--per_example",
+        type=console.output(".npz"),
+        metavar="FILE",
+        help="An .npz file for the figures of every example.",
     )
 
     sub = command(
         "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
     )
     data_flags(sub)
-    sub.add_argument("--num_samples", type=console.positive, default=500, help="K of the NLL (%(default)s)")
-    sub.add_argument("--limit", type=console.positive, help="evaluate only the first LIMIT examples")
+    sub.add_argument(
+        "--num_samples",
+        type=console.positive,
+        default=500,
+        help="Posterior samples K. Default: %(default)s.",
+    )
+    sub.add_argument("--limit", type=console.positive, help="Evaluate only the first LIMIT examples.")
     sub.set_defaults(ais_chains=0, per_example=None)
 
     text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
     sub = commands.add_parser("sweep", help=text, description=text)
     sub.add_argument(
-        "sweep_dir", metavar="SWEEP_DIR", type=console.run_folder, help="folder of the runs and sweep.json"
+        "sweep_dir", metavar="SWEEP_DIR", type=console.run_folder, help="The folder of the runs and of sweep.json."
     )
-    sub.add_argument("--seeds", type=console.several(int), metavar="0,1,2", help="by default that of the config")
-    sub.add_argument("--betas", type=console.several(float), metavar="1,4", help="by default that of the config")
-    sub.add_argument("--learning_rates", type=console.several(float), metavar="1e-3,3e-4", help="likewise")
-    sub.add_argument("--num_samples", type=console.positive, help="K of an NLL of each run; by default none")
+    sub.add_argument("--seeds", type=console.several(int), metavar="0,1,2", help="Default: that of the config.")
+    sub.add_argument("--betas", type=console.several(float), metavar="1,4", help="Default: that of the config.")
+    sub.add_argument(
+        "--learning_rates",
+        type=console.several(float),
+        metavar="1e-3,3e-4",
+        help="Default: that of the config.",
+    )
+    sub.add_argument(
+        "--num_samples",
+        type=console.positive,
+        help="Also measure each NLL with K posterior samples.",
+    )
     console.add_config_flags(sub)
 
     options = parser.parse_args(argv)

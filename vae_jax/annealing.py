@@ -25,7 +25,7 @@ def annealed_log_weights(
     num_leapfrog: int = 10,
     step_size: Any = 0.1,
 ) -> Array:
-    """log w of K chains an example, [K, B], in nats, with E[w] = p(x): `importance_bound` of it bounds log p(x).
+    """log w of K chains per example, [K, B], in nats, with E[w] = p(x): `importance_bound` of it bounds log p(x).
 
     x: [B, *shape]; z: any pytree of continuous latents. A chain begins at z ~ p(z) and passes the temperatures t of
     `sigmoidal_schedule`, at each with an HMC transition of `num_leapfrog` steps that keeps p(z) p(x | z)^t. Many chains

@@ -319,7 +319,7 @@ def make_optimizer(
 
 
 def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
-    """What of the objective is no constant: `beta`, which may rise from 0 (Bowman et al. 2016).
+    """What of the objective is not constant: `beta`, which may rise from 0 (Bowman et al. 2016).
 
     beta: the weight at the end, possibly traced, in place of the config's.
     """

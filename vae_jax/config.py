@@ -30,58 +30,81 @@ def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int =
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run computes. A value that is no part of it cannot change the result."""
+    """Everything that decides what a run computes. A value outside it cannot change the result."""
 
     # fmt: off
-    dataset: str = _setting("digits", "digits (embedded), mnist, fashion_mnist, kmnist, a .npy, a .npz or a folder")
-    classes: tuple[int, ...] = _setting((), "keep only the examples with these labels; empty: all")
-    validation_size: int = _setting(0, "training examples held out; 0: the curves and the choice of the best "
-                              "checkpoint are of the test split, so that its figures flatter")
-    binarization: str = _setting("none", "none; dynamic: x ~ Bernoulli(x) anew each step; static: once, for good",
-                          ("none", "dynamic", "static"))
-    stream: bool = _setting(False, "read the training examples as they are needed: of a .npy file larger than memory")
-    conditional: bool = _setting(False, "give the label to encoder and decoder")
-    network: str = _setting("mlp", "a function of vae_jax/networks.py")
-    network_options: dict[str, Any] = _setting({}, "further arguments of the network, as JSON")
-    hidden_sizes: tuple[int, ...] = _setting((400,), "units of the encoder's dense layers; the decoder mirrors them")
-    activation: str = _setting("relu", "a function of jax.nn, or one a hidden layer, separated by commas; glu halves")
-    compute_dtype: str = _setting("float32", "of the factors in the network's products; all else is float32",
-                          ("float32", "bfloat16"))
-    latent_dim: int = _setting(20, "dimensions of z", least=1, most=MAX_SIZE)
-    likelihood: str = _setting("bernoulli", "p(x|z), of vae_jax/likelihoods.py; of colour images discretized_logistic")
-    likelihood_options: dict[str, Any] = _setting({}, "further arguments of the likelihood, as JSON")
-    posterior: str = _setting("diagonal", "q(z|x): a function of vae_jax/posteriors.py")
-    posterior_options: dict[str, Any] = _setting({}, "further arguments of the posterior, as JSON")
-    prior: str = _setting("standard_normal", "p(z): a function of vae_jax/priors.py")
-    prior_options: dict[str, Any] = _setting({}, "further arguments of the prior, as JSON")
-    hierarchy: str = _setting("", "a second latent above z: a function of vae_jax/hierarchies.py; empty: none")
-    hierarchy_options: dict[str, Any] = _setting({}, "further arguments of the hierarchy, as JSON")
-    output_bias: bool = _setting(True, "start the decoder's last bias at the mean, or the levels, of the data")
-    objective: str = _setting("elbo", "what is maximised: the ELBO or the bound of num_samples importance weights",
-                         ("elbo", "iwae"))
-    estimator: str = _setting("pathwise", "of the gradient; stl for elbo, dreg for iwae", ("pathwise", "stl", "dreg"))
-    free_bits: float = _setting(0.0, "each latent dimension's KL counts as at least this many nats in the loss")
-    kl: str = _setting("auto", "of the loss; auto: in closed form between Gaussians, else estimated from the samples; "
-                "analytic: only in closed form; monte_carlo: always estimated", ("auto", "analytic", "monte_carlo"))
-    num_samples: int = _setting(1, "posterior samples K an example and step", least=1)
-    alpha: float = _setting(1.0, "weight of -log p(x|z) in the loss")
-    beta: float = _setting(1.0, "weight of the KL in the loss")
-    beta_warmup_steps: int = _setting(0, "steps over which beta rises from 0", most=MAX_STEPS)
-    batch_size: int = _setting(128, "examples a step; the ragged rest of a shuffled epoch is left out", least=1)
-    num_epochs: int = _setting(50, "passes over the training examples", least=1)
-    optimizer: str = _setting("adam", "an optimiser of optax")
-    optimizer_options: dict[str, Any] = _setting({}, "further arguments of the optimiser, as JSON")
-    learning_rate: float = _setting(1e-3, "its peak, a step")
-    schedule: str = _setting("constant", "of the learning rate, over the run; burda: 3^i epochs at 10^(-i/7) of it",
-                      ("constant", "cosine", "burda"))
-    warmup_steps: int = _setting(0, "steps over which the learning rate rises from 0", most=MAX_STEPS)
-    clip_norm: float = _setting(0.0, "largest global norm of a gradient; 0: any")
-    ema_decay: float = _setting(0.0, "decay per step of the averaged weights, which are evaluated; it rises as "
-                         "(1 + step) / (10 + step): a run of n steps reaches at most about 1 - 9/n; 0: no average")
-    eval_epochs: int = _setting(1, "epochs between evaluations; each saves a checkpoint, and so do 5 minutes", least=1)
-    picture_epochs: int = _setting(0, "epochs between pictures kept in the run directory; 0: only those at the end")
-    init_from: str = _setting("", "a run directory of the same model, with whose weights this run begins; empty: anew")
-    seed: int = _setting(0, "of everything random")
+    dataset: str = _setting("digits",
+        "The data: digits (embedded), mnist, fashion_mnist, kmnist, a .npy file, a .npz file or a folder of "
+        "images.")
+    classes: tuple[int, ...] = _setting((), "Keep only the examples with these labels. Empty: keep all.")
+    validation_size: int = _setting(0,
+        "This many training examples are held out for validation. 0: the curves, and the choice of the best "
+        "checkpoint, use the test split, so that its figures flatter.")
+    binarization: str = _setting("none",
+        "How grey pixels become black and white. none: they stay grey. dynamic: x ~ Bernoulli(x) is drawn anew at "
+        "each step. static: it is drawn once.", ("none", "dynamic", "static"))
+    stream: bool = _setting(False,
+        "Read the training examples from disk as they are needed, for a .npy file that is larger than memory.")
+    conditional: bool = _setting(False, "Give the label to the encoder and the decoder.")
+    network: str = _setting("mlp", "The encoder and the decoder: the name of a function in vae_jax/networks.py.")
+    network_options: dict[str, Any] = _setting({}, "Further arguments of the network, as JSON.")
+    hidden_sizes: tuple[int, ...] = _setting((400,),
+        "The units of the encoder's dense layers. The decoder has them in reverse order.")
+    activation: str = _setting("relu",
+        "A function of jax.nn, or one per hidden layer, separated by commas. glu halves the units.")
+    compute_dtype: str = _setting("float32",
+        "The type of the factors in the network's matrix products. Everything else is float32.",
+        ("float32", "bfloat16"))
+    latent_dim: int = _setting(20, "The number of dimensions of z.", least=1, most=MAX_SIZE)
+    likelihood: str = _setting("bernoulli",
+        "p(x|z): the name of a function in vae_jax/likelihoods.py. For colour images choose discretized_logistic.")
+    likelihood_options: dict[str, Any] = _setting({}, "Further arguments of the likelihood, as JSON.")
+    posterior: str = _setting("diagonal", "q(z|x): the name of a function in vae_jax/posteriors.py.")
+    posterior_options: dict[str, Any] = _setting({}, "Further arguments of the posterior, as JSON.")
+    prior: str = _setting("standard_normal", "p(z): the name of a function in vae_jax/priors.py.")
+    prior_options: dict[str, Any] = _setting({}, "Further arguments of the prior, as JSON.")
+    hierarchy: str = _setting("",
+        "Adds a second latent above z: the name of a function in vae_jax/hierarchies.py. Empty: there is one "
+        "latent.")
+    hierarchy_options: dict[str, Any] = _setting({}, "Further arguments of the hierarchy, as JSON.")
+    output_bias: bool = _setting(True, "The decoder's last bias starts at the mean, or at the levels, of the data.")
+    objective: str = _setting("elbo",
+        "What training maximises: the ELBO, or the bound of num_samples importance weights.",
+        ("elbo", "iwae"))
+    estimator: str = _setting("pathwise",
+        "The estimator of the gradient. stl (sticking the landing) is for elbo, dreg (doubly reparameterised) for "
+        "iwae.", ("pathwise", "stl", "dreg"))
+    free_bits: float = _setting(0.0,
+        "Free bits: each latent dimension's KL counts as at least this many nats in the loss.")
+    kl: str = _setting("auto",
+        "The KL in the loss. auto: in closed form between Gaussians, else estimated from the samples. analytic: "
+        "only in closed form. monte_carlo: always estimated.", ("auto", "analytic", "monte_carlo"))
+    num_samples: int = _setting(1, "Posterior samples K per example and step.", least=1)
+    alpha: float = _setting(1.0, "The weight of -log p(x|z) in the loss.")
+    beta: float = _setting(1.0, "The weight of the KL in the loss.")
+    beta_warmup_steps: int = _setting(0, "beta rises from 0 over this many steps.", most=MAX_STEPS)
+    batch_size: int = _setting(128,
+        "Examples per step. The last examples of a shuffled epoch, too few for a batch, are left out.", least=1)
+    num_epochs: int = _setting(50, "Passes over the training examples.", least=1)
+    optimizer: str = _setting("adam", "The name of an optimiser in optax.")
+    optimizer_options: dict[str, Any] = _setting({}, "Further arguments of the optimiser, as JSON.")
+    learning_rate: float = _setting(1e-3, "The learning rate per step, at its peak.")
+    schedule: str = _setting("constant",
+        "How the learning rate changes over the run. burda: 3^i epochs at 10^(-i/7) of it.",
+        ("constant", "cosine", "burda"))
+    warmup_steps: int = _setting(0, "The learning rate rises from 0 over this many steps.", most=MAX_STEPS)
+    clip_norm: float = _setting(0.0,
+        "A gradient with a larger global norm is scaled down to this norm. 0: it is not scaled.")
+    ema_decay: float = _setting(0.0,
+        "Decay per step of the averaged weights, which are evaluated. It rises as (1 + step) / (10 + step), so "
+        "that a run of n steps reaches at most about 1 - 9/n. 0: the weights are not averaged.")
+    eval_epochs: int = _setting(1,
+        "Epochs between evaluations. Each evaluation saves a checkpoint, and so do 5 minutes without one.", least=1)
+    picture_epochs: int = _setting(0,
+        "Epochs between pictures that stay in the run directory. 0: pictures are drawn at the end only.")
+    init_from: str = _setting("",
+        "A run directory of the same model: this run begins with its weights. Empty: the weights begin anew.")
+    seed: int = _setting(0, "The seed of everything random.")
     # fmt: on
 
     def __post_init__(self):
@@ -198,7 +221,7 @@ def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, if that changes nothing: 4 is a float, [400] a tuple; '4' is no int and 0.5 neither."""
+    """`value` as `kind`, if that changes nothing: 4 is a float, [400] a tuple; '4' and 0.5 are not ints."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) <= MAX_FLOAT else inf
     if get_origin(kind) is tuple and isinstance(value, list | tuple):

@@ -13,7 +13,7 @@ Params = Any  # a pytree of arrays
 class Distribution(Protocol):
     """An immutable value holding arrays. The names are NumPyro's, so that its distributions fit as they are.
 
-    `log_prob` sums the event axes: one number an example, in nats.
+    `log_prob` sums the event axes: one number per example, in nats.
     """
 
     @property

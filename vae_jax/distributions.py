@@ -150,7 +150,7 @@ def kl_by_dimension(q: Any, p: Any) -> Array:
 
 
 def static(*, default: Any = MISSING) -> Any:
-    """A field of a distribution that is no array."""
+    """A field of a distribution that is not an array."""
     return field(default=default, metadata={"static": True})
 
 

@@ -1,7 +1,7 @@
 """How good a VAE is, on every example of a split. One example at a time in the code, many at once on the device.
 
-Each example has its own key, from its index, and each posterior sample one of that: the figures of an example do not
-depend on how examples or samples are batched, and a ragged last batch counts exactly.
+Each example has its own key, from its index, and each posterior sample has one of that. So the figures of an example
+do not depend on how examples or samples are batched, and a ragged last batch counts exactly.
 """
 
 from collections.abc import Callable, Iterator

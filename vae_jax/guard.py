@@ -1,4 +1,4 @@
-"""Updates whose loss or gradient is no finite number: skipped, counted, and the first one named."""
+"""Updates whose loss or gradient is not a finite number: skipped, counted, and the first one named."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

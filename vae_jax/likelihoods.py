@@ -1,4 +1,4 @@
-"""p(x | z) by name: how many numbers an element of x the decoder gives, and the distribution made of them."""
+"""p(x | z) by name: how many numbers per element of x the decoder gives, and the distribution made of them."""
 
 from collections.abc import Callable
 from math import log
@@ -15,7 +15,7 @@ MAX_LOG_VAR = 6.0  # bound on a learned log-variance: sigma within [0.05, 20]; w
 
 
 class Likelihood(NamedTuple):
-    num_outputs: int  # numbers an element of x that the decoder gives
+    num_outputs: int  # numbers per element of x that the decoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
     output_bias: Callable[[Array], Array]  # average of the data -> the outputs [*shape, num_outputs] that have it
     init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
@@ -37,7 +37,7 @@ def bernoulli(shape: tuple[int, ...]) -> Likelihood:
 
 
 def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
-    """N(mean, sigma^2) with sigma fixed: at sigma 1, half the squared error plus log(2 pi) / 2 an element."""
+    """N(mean, sigma^2) with sigma fixed: at sigma 1, half the squared error plus log(2 pi) / 2 per element."""
     if not 1e-18 <= sigma <= 1e18:  # float32 holds its square and the inverse of that
         raise ValueError(f"sigma is {sigma}; expected a positive number. From 1e-18 to 1e18 is possible.")
 

@@ -43,7 +43,7 @@ def mlp(
 ) -> Network:
     """Dense layers of `hidden_sizes` units, in the decoder in reverse order.
 
-    An activation is a name in `jax.nn`, or one name a hidden layer separated by commas; the decoder's is the
+    An activation is a name in `jax.nn`, or one name per hidden layer separated by commas; the decoder's is the
     encoder's unless given. Weights begin with the variance init_scale / fan_in (LeCun's at 1, PyTorch's at 1/3).
     compute_dtype: of the factors of the matrix products, see `products.product`.
     """

@@ -1,4 +1,4 @@
-"""What training minimises: pure functions of (params, key, x, vae), in nats an example."""
+"""What training minimises: pure functions of (params, key, x, vae), in nats per example."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def negative_elbo(
     estimator: str = "pathwise",
     free_bits: float = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
-    """(loss, metrics): the mean over the batch of -alpha * log p(x | z) + beta * KL, in nats an example.
+    """(loss, metrics): the mean over the batch of -alpha * log p(x | z) + beta * KL, in nats per example.
 
     The metrics `elbo`, `log_likelihood` and `kl` are those of the bound itself, whatever the weights. `alpha` and
     `beta` may be traced. beta-VAE: Higgins et al. 2017, equation 4.

@@ -1,4 +1,4 @@
-"""q(z | x) by name: how many numbers an example the encoder gives, and the distribution made of them."""
+"""q(z | x) by name: how many numbers per example the encoder gives, and the distribution made of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ MAX_FULL = 2000  # dimensions of a full covariance: the encoder gives half their
 
 
 class Posterior(NamedTuple):
-    num_outputs: int  # numbers an example that the encoder gives
+    num_outputs: int  # numbers per example that the encoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., num_outputs]) -> q(z | x)
     init: Callable[[Array], Params] = lambda key: {}  # parameters beyond the encoder's
 

@@ -61,14 +61,14 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
         description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
     )
     parser.add_version()
-    text = "run directory; by default checkpoints/NAME_OF_RECIPE"
+    text = "The run directory. Default: checkpoints/NAME_OF_RECIPE."
     parser.add_argument("--workdir", metavar="DIR", type=run_folder, help=text)
-    parser.add_argument("--tensorboard", action="store_true", help="write the metrics to DIR/tensorboard too")
+    parser.add_argument("--tensorboard", action="store_true", help="Write the metrics to DIR/tensorboard too.")
     add_config_flags(parser)
-    group = parser.add_argument_group("several processes, each with the same command but for --process_id")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; auto: as the cluster says")
-    group.add_argument("--num_processes", type=positive, metavar="N", help="how many there are")
-    group.add_argument("--process_id", type=natural, metavar="I", help="which of them this one is, from 0")
+    group = parser.add_argument_group("several processes, each of which gets the same command but for --process_id")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="Where process 0 listens. auto: ask the cluster.")
+    group.add_argument("--num_processes", type=positive, metavar="N", help="The number of processes.")
+    group.add_argument("--process_id", type=natural, metavar="I", help="The number of this process, from 0.")
     options = parser.parse_args(argv)
     _check_processes(options)
     if options.tensorboard and find_spec("tensorboardX") is None:
@@ -99,14 +99,16 @@ def _check_processes(options: argparse.Namespace) -> None:
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is trained, of which `config_of` makes the Config."""
     recipe = str(_ROOT / "configs/digits.py")
-    parser.add_argument("--config", default=recipe, metavar="FILE", help="recipe in Python")
-    parser.add_argument("--data_dir", metavar="DIR", help="where tensorflow-datasets keeps its data; TFDS_DATA_DIR")
-    parser.add_argument("--restart", action="store_true", help="move an existing run aside and begin anew")
+    parser.add_argument("--config", default=recipe, metavar="FILE", help="The recipe: a Python file with get_config().")
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="Where tensorflow-datasets keeps data. Default: TFDS_DATA_DIR."
+    )
+    parser.add_argument("--restart", action="store_true", help="Move an existing run aside and begin anew.")
     add_cache_flag(parser)
     group = parser.add_argument_group("fields of the config, with the default of a recipe that does not set them")
     for f in fields(Config):
-        choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        text = f"{f.metadata['doc']}{choices}; default {getattr(Config(), f.name)!r}".replace("%", "%%")
+        choices = f" One of: {', '.join(f.metadata['choices'])}." if f.metadata["choices"] else ""
+        text = f"{f.metadata['doc']}{choices} Default: {getattr(Config(), f.name)!r}.".replace("%", "%%")
         group.add_argument(f"--config.{f.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
@@ -138,7 +140,7 @@ def several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
             if len(set(values)) == len(values):
                 return values
         what = "whole numbers" if kind is int else "numbers"
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of different {what} separated by commas")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different {what} separated by commas")
 
     return parse
 
@@ -156,7 +158,7 @@ def natural(text: str) -> int:
 def path(text: str) -> Path:
     """Type of a flag: a file or folder, there or not."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or folder")
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file or folder")
     return Path(text)
 
 
@@ -186,12 +188,12 @@ def extent(text: str) -> float:
     with suppress(ValueError):
         if 0 < float(text) < inf:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
 
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or not least <= int(text) <= MAX_WHOLE:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {MAX_WHOLE}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {MAX_WHOLE}")
     return int(text)
 
 
@@ -199,7 +201,7 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no_compilation_cache",
         action="store_true",
-        help="do not keep compiled programs in the user's cache directory",
+        help="Do not keep compiled programs for the next start.",
     )
 
 

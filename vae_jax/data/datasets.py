@@ -144,7 +144,7 @@ def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
 def _streamed(name: str, classes: Iterable[int], validation_size: int) -> Dataset:
     path = Path(os.path.expanduser(name))
     if path.suffix != ".npy" or not os.path.isfile(path):
-        raise UserError(f"stream is true, but {name!r} is no .npy file. Save x as one, or set --config.stream=false.")
+        raise UserError(f"stream is true, but {name!r} is not a .npy file. Save x as one or set --config.stream=false.")
     if tuple(classes):
         raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
     rows = open_rows(path)

@@ -177,7 +177,7 @@ def as_images(x: np.ndarray, source: str) -> np.ndarray:
 
 
 def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
-    """UserError for an array that is no images and no vectors."""
+    """UserError for an array that holds neither images nor vectors."""
     if dtype.kind not in "buif":
         raise UserError(f"{source} holds values of type {dtype}, expected floats, integers or bools.")
     if len(shape) not in (2, 3, 4) or 0 in shape:
@@ -196,7 +196,7 @@ def _check_channels(shape: tuple[int, ...], source: str) -> None:
 
 
 def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
-    """UserError for integers from `low` to `high` that are no bytes v standing for v/255, or may be none."""
+    """UserError for integers from `low` to `high` that are not bytes v standing for v/255, or may not be."""
     if low < 0 or high > 255:
         raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
     # Taken at its word this would be a nearly black picture; it is binary data saved with the wrong type.

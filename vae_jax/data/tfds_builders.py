@@ -190,7 +190,7 @@ def check_prepared(directory: Path) -> None:
             for key, item in value.items():
                 named = key.replace("_", "").lower() in ("type", "pythonclassname")
                 if (named and item not in _FEATURES) or (key == "content" and isinstance(item, str)):
-                    raise ValueError(f"features.json names {str(item)[:100]!r}, which is no feature of MNIST")
+                    raise ValueError(f"features.json names {str(item)[:100]!r}, which is not a feature of MNIST")
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             check(item)
 

@@ -129,7 +129,7 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
     """The trained VAE of a run directory: its config, its pure functions and its parameters.
 
     checkpoint: 'latest', 'best' (lowest evaluation loss) or a step. Of the first two, damaged ones are passed over with
-    a line on stderr. UserError if the directory is no run, or has no such checkpoint undamaged.
+    a line on stderr. UserError if the directory is not a run, or has no such checkpoint undamaged.
     """
     run_dir = Path(run_dir)
     config, data = read_run(run_dir)
@@ -152,7 +152,7 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
 def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     """`vae` that begins with the latest weights of the run `config.init_from`; as it is without one.
 
-    The optimiser, the schedules and the average of the weights begin anew. UserError if that is no run of the same
+    The optimiser, the schedules and the average of the weights begin anew. UserError if that is not a run of the same
     model on examples of the same shape, or if its weights are not finite.
     """
     if not config.init_from:
@@ -251,7 +251,7 @@ def _progress(folder: Path) -> tuple[float | None, metrics.Totals, str]:
         return loss, totals, str(progress.get("prng", "threefry2x32"))  # JAX's own default, in earlier versions
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"{path} is no progress of a run ({reason}). Choose another checkpoint.") from None
+        raise UserError(f"{path} is not the progress of a run ({reason}). Choose another checkpoint.") from None
 
 
 def _prng(state: TrainState) -> str:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one evaluation of one split a line. And the averages over the steps in between."""
+"""metrics.jsonl: one evaluation of one split per line. And the averages over the steps in between."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str:
-    """One line for a person. rate: training examples a second."""
+    """One line for a person. rate: training examples per second."""
     minutes, seconds = divmod(int(seconds_left), 60)
     return (
         f"epoch {record['epoch']:g}  {record['split']}: loss {record['loss']:.3f}  "

@@ -1,7 +1,7 @@
 """A run directory: what is trained there, held by one process at a time.
 
 run.json         config, data (shapes, sizes, fingerprint), versions, and the digest of these
-metrics.jsonl    one evaluation a line: a log, which a resumed run takes from its checkpoint
+metrics.jsonl    one evaluation per line: a log, which a resumed run takes from its checkpoint
 checkpoints/     see checkpoints.py
 """
 
@@ -131,7 +131,7 @@ def _holds(run_dir: Path, *but: str) -> bool:
 
 def _check_run(run_dir: Path) -> None:
     if not (run_dir / "run.json").is_file():
-        what = "has no run.json" if run_dir.is_dir() else "is no directory"
+        what = "has no run.json" if run_dir.is_dir() else "is not a directory"
         raise UserError(f"{run_dir} {what}; expected a run directory that train.py wrote, such as checkpoints/digits.")
 
 
@@ -142,7 +142,7 @@ def _check_own(run_dir: Path) -> None:
             path = Path(folder, name)
             mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG  # it may vanish meanwhile
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not leaves(path, run_dir))):
-                what = "a link out of the run directory" if stat.S_ISLNK(mode) else "no plain file"
+                what = "a link out of the run directory" if stat.S_ISLNK(mode) else "not a plain file"
                 raise UserError(f"{path} is {what}; expected only files and folders of its own. Put a copy there.")
 
 
@@ -161,7 +161,7 @@ def _checked(data: DataInfo) -> DataInfo:
         if not 0 <= operator.index(getattr(data, name)) <= MAX_WHOLE:
             raise ValueError(f"{name} is {getattr(data, name)}; expected at least 0")
     if not (isinstance(data.fingerprint, str) and isinstance(data.data_dir, str | None)):
-        raise TypeError("fingerprint and data_dir are no text")
+        raise TypeError("fingerprint and data_dir are not text")
     return data._replace(shape=shape, classes=classes, range=(low, high))
 
 

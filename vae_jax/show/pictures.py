@@ -12,7 +12,7 @@ MAX_PIXELS = 2**27  # of one picture: few programs open a larger one
 
 
 def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
-    """Write images [N, *shape], `columns` a row, as one PNG; `value_range` becomes black to white.
+    """Write images [N, *shape], `columns` per row, as one PNG; `value_range` becomes black to white.
 
     shape: [H, W, C]; channels that are not 1 or 3 are averaged. Feature vectors [D] are drawn as strips.
     """

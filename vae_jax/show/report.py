@@ -160,7 +160,7 @@ def _traversals(folder: Path, restored: Restored, examples: Examples, result: Ev
     pictures.save_grid(path, drawn, COLUMNS, restored.data.range)
     top = f"From the top, by {by}: {', '.join(names[i] for i in rows)}."
     return webpage.pixels(
-        path, f"One latent dimension a row, from -3 to 3, the others at the posterior mean of one example. {top}"
+        path, f"One latent dimension per row, from -3 to 3, the others at the posterior mean of one example. {top}"
     )
 
 
