@@ -1,7 +1,6 @@
 """Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
 
 import time
-from functools import partial
 from typing import Any
 
 from vae_jax import progress
@@ -35,24 +34,18 @@ def main(argv: list[str]) -> int:
         examples = devices.put(examples, everywhere)
 
     # The model and what improves it.
-    vae, objective = build.make_vae(config, data), build.make_objective(config)
+    vae = build.make_vae(config, data)
     if options.restart or not checkpoints.steps(run_dir):  # a run that goes on needs no other one
         vae = checkpoints.begin_from(vae, config, data)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
-    optimizer = build.make_optimizer(config, steps_per_epoch)
-    prepare = inputs.make_prepare(config)
-    schedules = build.make_schedules(config)
-    one_step = update.make_update(
-        vae, objective, optimizer, prepare=prepare, ema_decay=config.ema_decay, schedules=schedules
-    )
+    init, one_step = build.make_training(config, vae, steps_per_epoch)
     if config.stream:
         train = update.make_stream_train(one_step, config.batch_size, mesh)
     else:
         train = update.make_train(one_step, config.batch_size, mesh)
         train = jax.jit(train, donate_argnums=0, out_shardings=everywhere)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, build.make_evaluation_objective(config))
-    init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
     state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
     def lost(seen: guard.Guard) -> UserError:

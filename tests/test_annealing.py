@@ -83,7 +83,7 @@ class Hierarchy(NamedTuple):
 
     def rows(self, a):
         mean = jnp.stack([a, a], -2)
-        return DiagonalGaussian(mean, jnp.full_like(mean, -1.0), event_ndim=2)
+        return DiagonalGaussian(mean, jnp.full_like(mean, -1.0), event_dim=2)
 
 
 @pytest.mark.slow

@@ -185,13 +185,13 @@ def test_kl_is_its_monte_carlo_estimate(rng, key, kinds, dim):
     assert_within_errors(kl_monte_carlo(q, p, z), kl_divergence(q, p, z))
 
 
-@pytest.mark.parametrize("event_ndim", (0, 1, 2, 3))
-def test_kl_sums_the_event_axes(rng, event_ndim):
+@pytest.mark.parametrize("event_dim", (0, 1, 2, 3))
+def test_kl_sums_the_event_axes(rng, event_dim):
     mean, log_var = normal(rng, 2, 2, 3, 4)
     zero = np.zeros_like(mean)
-    q, p = DiagonalGaussian(mean, log_var, event_ndim), DiagonalGaussian(zero, zero, event_ndim)
+    q, p = DiagonalGaussian(mean, log_var, event_dim), DiagonalGaussian(zero, zero, event_dim)
     expected = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var)
-    axes = tuple(range(3 - event_ndim, 3))
+    axes = tuple(range(3 - event_dim, 3))
     np.testing.assert_allclose(kl_divergence(q, p, q.mean), expected.sum(axes), rtol=1e-5, atol=1e-6)
 
 
@@ -214,7 +214,7 @@ def test_a_closed_form_is_asked_for_or_refused(rng):
     np.testing.assert_array_equal(kl_analytic(q, p), kl_divergence(q, p, None))
     with pytest.raises(ValueError, match=r"The KL of DiagonalGaussian and Delta has no closed form here\. Set kl="):
         kl_analytic(q, Delta(jnp.zeros(4)))
-    with pytest.raises(ValueError, match=r"q\(z \| x\) has event_ndim 1 and p\(z\) has 0; expected the same"):
+    with pytest.raises(ValueError, match=r"q\(z \| x\) has event_dim 1 and p\(z\) has 0; expected the same"):
         kl_divergence(q, DiagonalGaussian(jnp.zeros(4), jnp.zeros(4), 0), None)
 
 

@@ -18,7 +18,7 @@ from vae_jax.config import Config
 from vae_jax.core import VAE, Examples
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo
-from vae_jax.update import init_state, make_train, make_update
+from vae_jax.update import init_state, make_train, make_training, make_update
 
 BATCH_SIZE, STEPS_PER_EPOCH = 4, 5
 NUM_EXAMPLES = BATCH_SIZE * STEPS_PER_EPOCH + 2
@@ -377,3 +377,14 @@ def test_options_reach_the_optimizer():
     for expected in (1.0, 1.9, 2.71):
         updates, opt_state = optimizer.update(grads, opt_state, grads)
         np.testing.assert_allclose(updates["p"], -expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ema_decay", (0.0, 0.9))
+def test_init_and_update_of_one_factory_agree(ema_decay):
+    x = jnp.ones((6, 4))
+    init, update = make_training(SMALL, negative_elbo, optax.sgd(0.1), ema_decay=ema_decay)
+    state, metrics = jax.jit(update)(init(jax.random.key(0), x), x)
+    assert (state.ema is not None) == (ema_decay > 0) and metrics["skipped"] == 0
+    other = make_update(SMALL, negative_elbo, optax.sgd(0.1), ema_decay=0.9 - ema_decay)
+    with pytest.raises(ValueError, match=r"ema_decay is 0\.\d, and the state keeps (an|no) average"):
+        jax.eval_shape(other, state, x)

@@ -24,7 +24,7 @@ _MODULES = {
     ),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),
     "annealing": ("annealed_log_weights",),
-    "update": ("TrainState", "init_state", "make_train", "make_update"),
+    "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
     "evaluate": ("make_annealed", "make_evaluate", "mutual_information", "summarize"),
     "run.checkpoints": ("load",),
     "config": ("Config",),

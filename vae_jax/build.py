@@ -12,14 +12,15 @@ import numpy as np
 import optax
 from jax import Array
 
-from vae_jax import hierarchies, likelihoods, networks, posteriors, priors
+from vae_jax import hierarchies, likelihoods, networks, posteriors, priors, update
 from vae_jax.config import MAX_STEPS, Config, make, unknown
 from vae_jax.core import VAE, Params
 from vae_jax.data.files import check_memory
-from vae_jax.data.inputs import DataInfo, to_float
+from vae_jax.data.inputs import DataInfo, make_prepare, to_float
 from vae_jax.distributions import kl_by_dimension
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo, negative_iwae
+from vae_jax.update import Training
 from vae_jax.xla import compiling
 
 # The fields that decide what the parameters mean.
@@ -291,6 +292,24 @@ def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, fl
         each = means.pop("kl_by_dimension")
         means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
     return {name: float(value) for name, value in means.items()}
+
+
+def make_training(
+    config: Config,
+    vae: VAE,
+    steps_per_epoch: int,
+    learning_rate: Array | float | None = None,
+    beta: Array | float | None = None,
+) -> Training:
+    """The first state and the learning step that `config` names for a VAE. learning_rate, beta: as below."""
+    return update.make_training(
+        vae,
+        make_objective(config),
+        make_optimizer(config, steps_per_epoch, learning_rate),
+        prepare=make_prepare(config),
+        ema_decay=config.ema_decay,
+        schedules=make_schedules(config, beta),
+    )
 
 
 def make_optimizer(

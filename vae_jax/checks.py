@@ -44,7 +44,7 @@ def per_example(term: str, value: Array, shape: tuple[int, ...]) -> Array:
     if jnp.shape(value) != shape:
         raise ValueError(
             f"{term} has shape {jnp.shape(value)}; expected {shape}, one number per example. Its distribution must sum "
-            "the axes of one event: set event_ndim here (NumPyro's event_dim), or call to_event on a NumPyro one."
+            "the axes of one event: set event_dim, or call to_event on a distribution of NumPyro."
         )
     return value
 

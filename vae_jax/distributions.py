@@ -1,6 +1,6 @@
 """Densities, divergences and the distributions made of them. Everything is in nats; the only import is jax.
 
-Functions take plain arrays; a distribution is a frozen pytree around them whose `event_ndim` last axes are one event.
+Functions take plain arrays; a distribution is a frozen pytree around them whose `event_dim` last axes are one event.
 """
 
 from collections.abc import Callable
@@ -106,7 +106,7 @@ def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
     if jnp.shape(log_q) != jnp.shape(log_p):
         raise ValueError(
             f"log q(z | x) has shape {jnp.shape(log_q)} and log p(z) has shape {jnp.shape(log_p)}; expected one number "
-            "per example in both. Set event_ndim (NumPyro's event_dim), or call to_event on a NumPyro distribution."
+            "per example in both. Set event_dim, or call to_event on a distribution of NumPyro."
         )
     return log_q - log_p
 
@@ -116,11 +116,11 @@ def kl_analytic(q: Any, p: Any, z: Any = None) -> Array:
     if not has_closed_form(q, p):
         kinds = f"{type(q).__name__} and {type(p).__name__}"
         raise ValueError(f"The KL of {kinds} has no closed form here. Set kl='auto' or 'monte_carlo' for its estimate.")
-    q_ndim, p_ndim = (getattr(d, "event_ndim", 1) for d in (q, p))
+    q_ndim, p_ndim = (getattr(d, "event_dim", 1) for d in (q, p))
     if q_ndim != p_ndim:
-        raise ValueError(f"q(z | x) has event_ndim {q_ndim} and p(z) has {p_ndim}; expected the same in both.")
+        raise ValueError(f"q(z | x) has event_dim {q_ndim} and p(z) has {p_ndim}; expected the same in both.")
     if isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian):
-        return sum_event(_kl_gaussian(q.mean, q.log_var, p.mean, p.log_var), q.event_ndim)
+        return sum_event(_kl_gaussian(q.mean, q.log_var, p.mean, p.log_var), q.event_dim)
     return kl_gaussians_tril(q.mean, q.scale_tril, p.mean, p.scale_tril)
 
 
@@ -166,7 +166,7 @@ class DiagonalGaussian:
 
     mean: Array  # [..., *event]
     log_var: Array  # [..., *event]
-    event_ndim: int = static(default=1)
+    event_dim: int = static(default=1)
 
     @property
     def scale_tril(self) -> Array:
@@ -178,7 +178,7 @@ class DiagonalGaussian:
         return reparameterize(key, jnp.broadcast_to(self.mean, shape), jnp.broadcast_to(self.log_var, shape))
 
     def log_prob(self, value: Array) -> Array:
-        x, mean, log_var = _flat(self.event_ndim, value, self.mean, self.log_var)
+        x, mean, log_var = _flat(self.event_dim, value, self.mean, self.log_var)
         return jnp.sum(gaussian_log_prob(x, mean, log_var), -1)
 
 
@@ -202,7 +202,7 @@ class Bernoulli:
     """Bernoulli(sigmoid(logits)), independent over the event axes."""
 
     logits: Array  # [..., *event]
-    event_ndim: int = static(default=1)
+    event_dim: int = static(default=1)
 
     @property
     def mean(self) -> Array:
@@ -213,7 +213,7 @@ class Bernoulli:
         return jax.random.bernoulli(key, jnp.broadcast_to(self.mean, shape)).astype(self.logits.dtype)
 
     def log_prob(self, value: Array) -> Array:
-        x, logits = _flat(self.event_ndim, value, self.logits)
+        x, logits = _flat(self.event_dim, value, self.logits)
         return _sum_bernoulli_log_prob(x, logits)
 
 
@@ -222,13 +222,13 @@ class Delta:
     """The whole mass at `mean`. Its log density is taken as 0: with it, a VAE is a deterministic autoencoder."""
 
     mean: Array  # [..., *event]
-    event_ndim: int = static(default=1)
+    event_dim: int = static(default=1)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         return jnp.broadcast_to(self.mean, sample_shape + self.mean.shape)
 
     def log_prob(self, value: Array) -> Array:
-        return jnp.zeros(value.shape[: value.ndim - self.event_ndim], value.dtype)
+        return jnp.zeros(value.shape[: value.ndim - self.event_dim], value.dtype)
 
 
 @distribution
@@ -283,14 +283,14 @@ def expand_like(a: Array, b: Array) -> Array:
     return a if a.ndim >= b.ndim else a.reshape((1,) * (b.ndim - a.ndim) + a.shape)
 
 
-def sum_event(a: Array, event_ndim: int) -> Array:
-    return jnp.sum(a, tuple(range(-event_ndim, 0)))
+def sum_event(a: Array, event_dim: int) -> Array:
+    return jnp.sum(a, tuple(range(-event_dim, 0)))
 
 
-def _flat(event_ndim: int, value: Array, *parameters: Array) -> list[Array]:
+def _flat(event_dim: int, value: Array, *parameters: Array) -> list[Array]:
     """All with the leading axes of `value` and the event as one axis: over several, XLA:CPU is slower."""
     expanded = (value, *(expand_like(a, value) for a in parameters))
-    return [a.reshape(*a.shape[: a.ndim - event_ndim], prod(a.shape[a.ndim - event_ndim :])) for a in expanded]
+    return [a.reshape(*a.shape[: a.ndim - event_dim], prod(a.shape[a.ndim - event_dim :])) for a in expanded]
 
 
 def _kl_gaussian(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:

@@ -135,7 +135,7 @@ class ContinuousBernoulli:
     """
 
     logits: Array  # [..., *event]
-    event_ndim: int = static(default=1)
+    event_dim: int = static(default=1)
 
     @property
     def mean(self) -> Array:
@@ -150,7 +150,7 @@ class ContinuousBernoulli:
 
     def log_prob(self, value: Array) -> Array:
         logits = expand_like(self.logits, value)
-        return sum_event(value * logits - _log_mean_exp(logits), self.event_ndim)
+        return sum_event(value * logits - _log_mean_exp(logits), self.event_dim)
 
 
 @distribution
@@ -162,7 +162,7 @@ class DiscretizedLogistic:
 
     location: Array  # [..., *event]
     log_scale: Array  # [..., *event]
-    event_ndim: int = static(default=1)
+    event_dim: int = static(default=1)
 
     @property
     def mean(self) -> Array:
@@ -185,7 +185,7 @@ class DiscretizedLogistic:
         inside = log_cdf + log_survival + jnp.log(-jnp.expm1(-inverse_scale / 255))
         edge = 0.5 / 255
         log_prob = jnp.where(value < edge, log_cdf, jnp.where(value > 1 - edge, log_survival, inside))
-        return sum_event(log_prob, self.event_ndim)
+        return sum_event(log_prob, self.event_dim)
 
 
 @distribution
@@ -193,7 +193,7 @@ class Categorical:
     """Each element of x takes one of the C values 0, 1/(C - 1) .. 1, independently, with softmax(logits)."""
 
     logits: Array  # [..., *event, C]
-    event_ndim: int = static(default=1)
+    event_dim: int = static(default=1)
 
     @property
     def mean(self) -> Array:
@@ -209,7 +209,7 @@ class Categorical:
         level = _level(value, self.logits.shape[-1])
         log_p = expand_like(jax.nn.log_softmax(self.logits), level[..., None])
         log_p = jnp.broadcast_to(log_p, (*level.shape, self.logits.shape[-1]))
-        return sum_event(jnp.take_along_axis(log_p, level[..., None], -1)[..., 0], self.event_ndim)
+        return sum_event(jnp.take_along_axis(log_p, level[..., None], -1)[..., 0], self.event_dim)
 
 
 def _level(x: Array, num_levels: int) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,24 @@ Objective = Callable[..., tuple[Array, dict[str, Array]]]  # (params, key, x, va
 Update = Callable[..., tuple[TrainState, dict[str, Array]]]  # (state, x, context=None) -> (state, metrics)
 
 
+class Training(NamedTuple):
+    """How to begin and how to go on, as a pair of pure functions: `init, update = make_training(...)`."""
+
+    init: Callable[[Array, Array], TrainState]  # (key, training examples x [N, *shape]) -> state
+    update: Update
+
+
+def make_training(
+    vae: VAE, objective: Objective, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, **options: Any
+) -> Training:
+    """The state before the first step and the learning step, which agree: the state has what the step asks for.
+
+    ema_decay: of the average of the weights; 0: none is kept. options: those of `make_update`.
+    """
+    init = partial(init_state, vae, optimizer, ema=ema_decay > 0)
+    return Training(init, make_update(vae, objective, optimizer, ema_decay=ema_decay, **options))
+
+
 def init_state(vae: VAE, optimizer: optax.GradientTransformation, key: Array, x: Array, *, ema: bool) -> TrainState:
     """The state before the first step. x: training examples, [N, *shape] in float32."""
     init_key, run_key = jax.random.split(key)
@@ -64,6 +82,11 @@ def make_update(
     """
 
     def update(state: TrainState, x: Array, context: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
+        if (state.ema is None) != (ema_decay == 0):
+            kept = "keeps no" if state.ema is None else "keeps an"
+            raise ValueError(
+                f"ema_decay is {ema_decay}, and the state {kept} average of the weights. Use make_training."
+            )
         prepare_key, objective_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         x = prepare(prepare_key, x)
         scheduled = {name: schedule(state.step) for name, schedule in schedules.items()}

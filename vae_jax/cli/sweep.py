@@ -47,7 +47,8 @@ def sweep(options: Namespace) -> tuple[str, int]:
     vae = build.make_vae(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
         vae = checkpoints.begin_from(vae, config, data)
-    objective, *_ = (build.make_objective(member) for member in members)
+    for member in members:
+        build.make_objective(member)  # refuses a contradiction
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
 
@@ -55,7 +56,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     keys, alone = states.key, [take(states, i) for i in range(len(members))]
     totals = [metrics.Totals() for _ in members]
     del states
-    train = ensemble.make_train(vae, objective, config, steps_per_epoch)
+    train = ensemble.make_train(vae, config, steps_per_epoch)
     evaluate_member = ensemble.make_evaluate(vae, build.make_evaluation_objective(config))
     means: list[Any] = [None] * len(members)
 

@@ -4,7 +4,6 @@ The states of M members are one state with a leading axis M. Each member compute
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ from jax.typing import ArrayLike
 from vae_jax import build, evaluate, update
 from vae_jax.config import Config
 from vae_jax.core import VAE, Examples, Params
-from vae_jax.data import inputs
 from vae_jax.update import Objective, TrainState
 
 
@@ -33,16 +31,12 @@ def traced_of(members: Sequence[Config]) -> Traced:
 
 def init_states(vae: VAE, members: Sequence[Config], steps_per_epoch: int, x: ArrayLike) -> TrainState:
     """The states of all members before the first step, on a leading axis M. x: training examples, [N, *shape]."""
-    config = members[0]
-    optimizer = build.make_optimizer(config, steps_per_epoch)
-    init = partial(update.init_state, vae, optimizer, ema=config.ema_decay > 0)
+    init, _ = build.make_training(members[0], vae, steps_per_epoch)
     keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
     return jax.jit(jax.vmap(init, (0, None)))(keys, x)
 
 
-def make_train(
-    vae: VAE, objective: Objective, config: Config, steps_per_epoch: int, *, batched: bool | None = None
-) -> Callable[..., Any]:
+def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool | None = None) -> Callable[..., Any]:
     """train(states, traced, examples, num_steps) -> (states, sums of the metrics, [M]): `update.make_train`, jitted.
 
     config: that of any member; one compilation serves all of them. batched: whether each operation is one of all
@@ -53,14 +47,7 @@ def make_train(
         batched = jax.default_backend() != "cpu"
 
     def one(state: TrainState, traced: Traced, examples: Examples, num_steps: Array):
-        update_one = update.make_update(
-            vae,
-            objective,
-            build.make_optimizer(config, steps_per_epoch, traced.learning_rate),
-            prepare=inputs.make_prepare(config),
-            ema_decay=config.ema_decay,
-            schedules=build.make_schedules(config, traced.beta),
-        )
+        _, update_one = build.make_training(config, vae, steps_per_epoch, traced.learning_rate, traced.beta)
         return update.make_train(update_one, config.batch_size)(state, examples, num_steps)
 
     def in_turn(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
