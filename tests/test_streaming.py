@@ -22,7 +22,7 @@ from vae_jax.cli import console
 from vae_jax.data import datasets, files, streaming
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo
-from vae_jax.run import checkpoints, metrics, runs
+from vae_jax.run import checkpoints, loop, metrics, runs
 from vae_jax.update import init_state, make_stream_train, make_update
 
 KEY = (3, 4)
@@ -315,7 +315,7 @@ def test_stopped_and_resumed_equals_unbroken(
 
         with monkeypatch.context() as patch:
             patch.setattr(console, "stop_signals", stop_signals)
-            patch.setattr(train_py, "time", SimpleNamespace(monotonic=count(1.0).__next__))  # one step a call
+            patch.setattr(loop, "time", SimpleNamespace(monotonic=count(1.0).__next__))  # one step per call
             train(tmp_path, dataset=squares, **STREAM)
     assert checkpoints.load(tmp_path).step == sum(stops)
     train(tmp_path, dataset=squares, **STREAM)

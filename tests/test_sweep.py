@@ -25,7 +25,7 @@ from vae_jax.config import Config
 from vae_jax.data import inputs
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.run import checkpoints, ensemble, metrics, runs
+from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
 
 # Everything that a member could get wrong: warm-up, cosine, rising beta, an average of the weights, fresh binarisation.
 # Smooth, because one rounding may decide whether a unit of ReLU is on, and what it decides is not small.
@@ -295,7 +295,7 @@ def test_stopped_inside_an_epoch_and_resumed_equals_unbroken(unbroken, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(console, "stop_signals", stop_signals)
-        patch.setattr(sweep, "time", SimpleNamespace(monotonic=count(1.0).__next__))  # one step a call
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=count(1.0).__next__))  # one step per call
         argv = [f"--config.{name}={value}" for name, value in (FIELDS | EVERY).items()]
         with jax.numpy_dtype_promotion("standard"):
             assert console.run(main, ["sweep", str(tmp_path), *SMALL, *argv]) == 130

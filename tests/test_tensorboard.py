@@ -11,7 +11,7 @@ import pytest
 from conftest import train_flags
 
 from vae_jax.cli import console
-from vae_jax.run import checkpoints, metrics, tensorboard
+from vae_jax.run import checkpoints, loop, metrics, tensorboard
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -112,7 +112,7 @@ def test_resumed_run_writes_no_point_twice(train, train_py, tmp_path, monkeypatc
             yield lambda: next(asked) >= 20
 
         patch.setattr(console, "stop_signals", stop_signals)
-        patch.setattr(train_py, "time", SimpleNamespace(monotonic=count(1.0).__next__))
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=count(1.0).__next__))
         train(tmp_path, "--tensorboard", num_epochs=4)
     assert checkpoints.steps(tmp_path)[-1] == 35
     assert_equal_metrics(tmp_path)

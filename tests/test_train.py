@@ -22,7 +22,7 @@ from vae_jax import build, config, objectives, update
 from vae_jax.cli import console
 from vae_jax.data import datasets, inputs
 from vae_jax.errors import UserError
-from vae_jax.run import checkpoints, metrics, runs
+from vae_jax.run import checkpoints, loop, metrics, runs
 from vae_jax.show import views
 
 DYNAMIC = {"binarization": "dynamic", "ema_decay": 0.9, "num_epochs": 3}
@@ -64,7 +64,7 @@ def picture(path):
 
 @pytest.fixture
 def interrupt(monkeypatch, train_py):
-    """interrupt(n): the next run makes one step a call and stops after n of them, as at a signal; None: runs on."""
+    """interrupt(n): the next run makes one step per call and stops after n of them, as at a signal; None: runs on."""
 
     def set_up(steps):
         if steps is None:
@@ -77,7 +77,7 @@ def interrupt(monkeypatch, train_py):
             yield lambda: next(calls) >= steps
 
         monkeypatch.setattr(console, "stop_signals", stop_signals)
-        monkeypatch.setattr(train_py, "time", SimpleNamespace(monotonic=count(1.0).__next__))
+        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=count(1.0).__next__))
 
     return set_up
 

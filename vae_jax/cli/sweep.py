@@ -3,7 +3,6 @@
 Each member is an ordinary run: its directory is the one that train.py writes for its config, and resumes.
 """
 
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from vae_jax.config import Config, differences
 from vae_jax.core import Params
 from vae_jax.data import inputs
 from vae_jax.errors import UserError
-from vae_jax.run import checkpoints, ensemble, metrics, runs
+from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
 from vae_jax.run.ensemble import Traced, take
 from vae_jax.show import pictures, views
 
@@ -60,13 +59,11 @@ def sweep(options: Namespace) -> tuple[str, int]:
     evaluate_member = ensemble.make_evaluate(vae, build.make_evaluation_objective(config))
     means: list[Any] = [None] * len(members)
 
-    def evaluated(i: int, params: Params) -> dict[str, np.ndarray]:
-        values, means[i] = evaluate_member((params, take(traced.beta, i)), jax.random.key(0), held_out)
-        return values
+    def evaluated(i: int, params: Params) -> tuple[Any, Any]:
+        return evaluate_member((params, take(traced.beta, i)), jax.random.key(0), held_out)
 
-    def draw(i: int, params: Params, step: int, folder: Path) -> None:
-        trained = checkpoints.Restored(members[i], data, vae, params, step)
-        views.draw_run(folder, trained, held_out, label, means[i])
+    def draw(i: int, params: Params, step: int, mean: Any, folder: Path) -> None:
+        views.draw_run(folder, checkpoints.Restored(members[i], data, vae, params, step), held_out, label, mean)
 
     def improve(group: list[int], step: int) -> None:
         """Train the members of `group`, which are all at `step`, until the end or a signal, and save them."""
@@ -77,54 +74,22 @@ def sweep(options: Namespace) -> tuple[str, int]:
         if step:
             who = f"{len(group)} of {len(members)} runs"
             progress.say(f"{options.sweep_dir}: {who} resumed at step {step} of {num_steps}")
-        states, _ = train(states, own_traced, examples, jax.device_put(np.int32(0)))
-        bar = progress.bar(total=num_steps, initial=step, unit="step")
-        chunk, saved, lost = 1, time.monotonic(), [False]
-
-        while step < num_steps and not all(lost) and not stopped():  # as in train.py
-            start = time.monotonic()
-            count = min(chunk, steps_per_epoch - step % steps_per_epoch)
-            states, sums = train(states, own_traced, examples, jax.device_put(np.int32(count)))
-            sums, seen = jax.device_get((sums, states.guard))
-            seconds = time.monotonic() - start
-            guards = [guard.Guard(*each) for each in zip(*seen, strict=True)]
-            lost = [guard.is_lost(each, num_steps) for each in guards]
-            for n, i in enumerate(group):
-                totals[i] = metrics.add(totals[i], {name: values[n] for name, values in sums.items()}, count, seconds)
-            step, chunk = step + count, max(1, int(count / seconds))
-            bar.update(count)
-            if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
-                if time.monotonic() > saved + checkpoints.MAX_SECONDS:
-                    for n, i in enumerate(group):
-                        checkpoints.save(run_dirs[i], take(states, n), totals[i])
-                    saved = time.monotonic()
-                continue
-
-            for n, i in enumerate(group):
-                if lost[n]:
-                    progress.say(f"{run_dirs[i].name} is lost: {guard.describe(guards[n])}")
-                    continue
-                run_dir, params = run_dirs[i], take(states.averaged, n)
-                values = build.split_loss(members[i], evaluated(i, params))
-                at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
-                trained = {**at, "split": "train", **metrics.averages(totals[i], config.batch_size)}
-                record = {**at, "split": split, **values, "active_units": evaluate.active_units(means[i])}
-                rate = trained["examples_per_second"]
-                line = metrics.describe(record, rate, (num_steps - step) * config.batch_size / rate)
-                progress.say(f"{run_dir.name}  {line}")
-                if trained["skipped"]:
-                    progress.say(f"{run_dir.name}  {guard.describe(guards[n])}")
-                metrics.append(run_dir, trained, record)
-                totals[i] = {}
-                checkpoints.save(run_dir, take(states, n), {}, record["loss"])
-                if config.picture_epochs and at["epoch"] % config.picture_epochs == 0:
-                    draw(i, params, step, run_dir / f"epoch-{at['epoch']:g}")
-            saved = time.monotonic()
-
-        bar.close()
+        outcome = loop.train(
+            [loop.Member(run_dirs[i], members[i], run_dirs[i].name) for i in group],
+            states,
+            [totals[i] for i in group],
+            split=split,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+            advance=lambda states, count: train(states, own_traced, examples, jax.device_put(np.int32(count))),
+            evaluate=lambda n, params: evaluated(group[n], params),
+            draw=lambda n, *args: draw(group[n], *args),
+            stopped=stopped,
+            take=take,
+        )
         for n, i in enumerate(group):
-            alone[i] = take(states, n)
-            checkpoints.save(run_dirs[i], alone[i], totals[i])
+            alone[i], means[i] = take(outcome.state, n), outcome.means[n]
+            checkpoints.save(run_dirs[i], alone[i], {})  # also of a member that is lost, so that it is known to be
 
     def is_lost(i: int) -> bool:
         return guard.is_lost(jax.device_get(alone[i].guard), num_steps)
@@ -149,9 +114,9 @@ def sweep(options: Namespace) -> tuple[str, int]:
                 progress.say(f"{run_dir.name} is lost: {guard.describe(jax.device_get(alone[i].guard))}")
                 continue
             if means[i] is None and not (run_dir / "curves.png").exists():
-                evaluated(i, alone[i].averaged)
+                _, means[i] = evaluated(i, alone[i].averaged)
             if means[i] is not None:
-                draw(i, alone[i].averaged, steps[i], run_dir)
+                draw(i, alone[i].averaged, steps[i], means[i], run_dir)
                 pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
         status = stopped()
     figures = [_figures(*own) for own in zip(run_dirs, members, lost, strict=True)]

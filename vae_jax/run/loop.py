@@ -1,0 +1,113 @@
+"""The training loop, of one run or of several side by side: many steps per call, evaluations, checkpoints, a log."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vae_jax import build, guard, progress
+from vae_jax.config import Config
+from vae_jax.core import Params
+from vae_jax.evaluate import active_units
+from vae_jax.run import checkpoints, metrics
+from vae_jax.update import TrainState
+from vae_jax.xla import devices
+
+
+class Member(NamedTuple):
+    """A run that the loop trains: the only one, or one of a sweep."""
+
+    run_dir: Path
+    config: Config
+    name: str = ""  # what its lines of log begin with, where there are others
+
+
+class Outcome(NamedTuple):
+    state: TrainState  # of all members
+    step: int
+    means: list[Any]  # the posterior means of the last evaluation of each member, None without one
+    lost: list[bool]  # whether so many updates of a member were skipped that it has failed
+    stop: int  # the exit status that a signal asks for, 0 without one
+
+
+def train(
+    members: Sequence[Member],
+    state: TrainState,
+    totals: Sequence[metrics.Totals],
+    *,
+    split: str,
+    num_steps: int,
+    steps_per_epoch: int,
+    advance: Callable[[TrainState, int], tuple[TrainState, Any]],
+    evaluate: Callable[[int, Params], tuple[Any, Any]],
+    draw: Callable[[int, Params, int, Any, Path], None],
+    stopped: Callable[[], int],
+    take: Callable[[Any, int], Any] = lambda tree, n: tree,
+    logged: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train members, all at one step, until the end or a signal, or until all are lost. The first process writes.
+
+    state: of all members; `take(state, n)` is that of one. totals: the sums of each since its last evaluation.
+    advance(state, count) -> the state after `count` steps, and the sums of their metrics. evaluate(n, params) -> the
+    values of every example of `split`, and the posterior means. draw(n, params, step, means, folder) draws pictures.
+    logged() is called after metrics.jsonl has grown. A member that is lost is not evaluated or saved any more.
+    """
+    is_first, numbers, config = jax.process_index() == 0, range(len(members)), members[0].config
+    totals, means, stop, step = list(totals), [None] * len(members), 0, int(take(state, 0).step)
+    lost = [guard.is_lost(jax.device_get(take(state.guard, n)), num_steps) for n in numbers]
+    state, _ = advance(state, 0)  # compiles, so that the rates below are of steps
+    bar = progress.bar(total=num_steps, initial=step, unit="step")
+    chunk, saved = 1, time.monotonic()  # steps per call: about a second of them
+
+    def save(loss: Callable[[int], float | None] = lambda n: None) -> None:
+        for n in numbers:
+            if is_first and (step == num_steps or not lost[n]):
+                checkpoints.save(members[n].run_dir, take(state, n), totals[n], loss(n))
+
+    while step < num_steps and not all(lost):
+        start = time.monotonic()
+        count, stop = devices.agree(min(chunk, steps_per_epoch - step % steps_per_epoch), stopped())
+        if stop:
+            break
+        state, sums = advance(state, count)
+        sums, seen = jax.device_get((sums, state.guard))
+        seconds = time.monotonic() - start
+        lost = [guard.is_lost(take(seen, n), num_steps) for n in numbers]
+        totals = [metrics.add(totals[n], take(sums, n), count, seconds) for n in numbers]
+        step, chunk = step + count, max(1, int(count / seconds))
+        bar.update(count)
+        bar.set_postfix(loss=f"{take(sums, 0)['loss'] / count:.3f}")
+        if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
+            if time.monotonic() > saved + checkpoints.MAX_SECONDS:
+                save()
+                saved = time.monotonic()
+            continue
+
+        for n, (run_dir, own, name) in enumerate(members):
+            if lost[n] and step < num_steps:
+                continue
+            values, means[n] = evaluate(n, take(state.averaged, n))
+            at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
+            trained = {**at, "split": "train", **metrics.averages(totals[n], own.batch_size)}
+            record = {**at, "split": split, **build.split_loss(own, values), "active_units": active_units(means[n])}
+            totals[n] = {}
+            if not is_first:
+                continue
+            rate, label = trained["examples_per_second"], f"{name}  " if name else ""
+            left = (num_steps - step) * own.batch_size / rate
+            progress.say(label + metrics.describe(record, rate, left))
+            if trained["skipped"]:
+                progress.say(label + guard.describe(take(seen, n)))
+            metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
+            logged()
+            checkpoints.save(run_dir, take(state, n), {}, record["loss"])
+            if own.picture_epochs and at["epoch"] % own.picture_epochs == 0:
+                params = devices.local(take(state.averaged, n))
+                draw(n, params, step, means[n], run_dir / f"epoch-{at['epoch']:g}")
+        saved = time.monotonic()
+
+    bar.close()
+    save()  # stopped inside an epoch
+    return Outcome(state, step, means, lost, stop)
