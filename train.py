@@ -12,9 +12,8 @@ def main(argv: list[str]) -> int:
     console.setup_jax(options)
 
     import jax
-    import numpy as np
 
-    from vae_jax import build, evaluate, update
+    from vae_jax import build, evaluate
     from vae_jax.data import inputs
     from vae_jax.run import checkpoints, loop, metrics, runs, tensorboard
     from vae_jax.show import pictures, views
@@ -26,11 +25,8 @@ def main(argv: list[str]) -> int:
 
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
     mesh, is_first = devices.make_mesh(), jax.process_index() == 0
-    everywhere = devices.everywhere(mesh)
     devices.check_batch_size(config.batch_size, mesh)
-    held_out = devices.put(held_out, everywhere)
-    if not config.stream:
-        examples = devices.put(examples, everywhere)
+    held_out = devices.put(held_out, devices.everywhere(mesh))
 
     # The model and what improves it.
     vae = build.make_vae(config, data)
@@ -38,14 +34,8 @@ def main(argv: list[str]) -> int:
         vae = checkpoints.begin_from(vae, config, data)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
-    init, one_step = build.make_training(config, vae, steps_per_epoch)
-    if config.stream:
-        train = update.make_stream_train(one_step, config.batch_size, mesh)
-    else:
-        train = update.make_train(one_step, config.batch_size, mesh)
-        train = jax.jit(train, donate_argnums=0, out_shardings=everywhere)
+    state, advance = loop.begin(config, vae, examples, steps_per_epoch, mesh)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, build.make_evaluation_objective(config))
-    state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
 
     def draw(_: int, params: Any, step: int, mean: Any, folder: Path) -> None:
         views.draw_run(folder, checkpoints.Restored(config, data, vae, params, step), held_out, label, mean)
@@ -65,7 +55,7 @@ def main(argv: list[str]) -> int:
             split=split,
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
-            advance=lambda state, count: train(state, examples, np.int32(count)),
+            advance=advance,
             evaluate=lambda _, params: evaluate_held_out(params, jax.random.key(0), held_out),
             draw=draw,
             stopped=stopped,

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from vae_jax import build, guard, progress
+from vae_jax import build, guard, progress, update
 from vae_jax.config import Config
-from vae_jax.core import Params
+from vae_jax.core import VAE, Examples, Params
+from vae_jax.data.streaming import Stream
 from vae_jax.evaluate import active_units
 from vae_jax.run import checkpoints, metrics
 from vae_jax.update import TrainState
@@ -30,6 +33,22 @@ class Outcome(NamedTuple):
     means: list[Any]  # the posterior means of the last evaluation of each member, None without one
     lost: list[bool]  # whether so many updates of a member were skipped that it has failed
     stop: int  # the exit status that a signal asks for, 0 without one
+
+
+def begin(
+    config: Config, vae: VAE, examples: Examples | Stream, steps_per_epoch: int, mesh: Mesh
+) -> tuple[TrainState, Callable[[TrainState, int], tuple[TrainState, Any]]]:
+    """The first state of a run, on all devices of `mesh`, and advance(state, count) as `train` takes it."""
+    init, one_step = build.make_training(config, vae, steps_per_epoch)
+    everywhere = devices.everywhere(mesh)
+    if isinstance(examples, Stream):
+        steps = update.make_stream_train(one_step, config.batch_size, mesh)
+    else:
+        examples = devices.put(examples, everywhere)
+        many = update.make_train(one_step, config.batch_size, mesh)
+        steps = jax.jit(many, donate_argnums=0, out_shardings=everywhere)
+    state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
+    return state, lambda state, count: steps(state, examples, np.int32(count))
 
 
 def train(
