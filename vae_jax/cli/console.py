@@ -211,7 +211,7 @@ def setup_jax(options: argparse.Namespace) -> None:
 
     if options.no_compilation_cache:
         jax.config.update("jax_compilation_cache_dir", None)
-    elif not jax.config.jax_compilation_cache_dir:
+    elif not jax.config.values.get("jax_compilation_cache_dir"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
