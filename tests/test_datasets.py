@@ -764,3 +764,9 @@ def test_damaged_downloads(tmp_path, downloads, damage):
     downloads[1]["train_labels"].write_bytes(DAMAGED[damage])
     assert "could not be downloaded" in error("mnist", data_dir=tmp_path / "tfds")
     assert datasets._newest_version(tmp_path / "tfds" / "mnist") is None
+
+
+def test_a_folder_named_as_a_data_set_does_not_take_its_place(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert datasets.load_whole("digits") is None and len(datasets.load("digits").test.x) == 297

@@ -113,6 +113,8 @@ def absolute(name: str) -> str:
 def load_whole(name: str | os.PathLike[str]) -> Split | None:
     """Every example of one's own file or folder, in its order; None for a name, or a file with splits of its own."""
     path = Path(os.path.expanduser(name))
+    if os.fspath(name) in NAMES:  # also where a folder has this name
+        return None
     if path.is_dir():
         return _part({"x": read_folder(path)}, "", repr(os.fspath(name)))
     arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
