@@ -11,6 +11,7 @@ import optax
 import pytest
 from scipy.stats import multivariate_normal
 
+from vae_jax import hierarchies, likelihoods, networks, posteriors, priors
 from vae_jax.config import make
 from vae_jax.core import VAE
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, FullGaussian
@@ -39,6 +40,20 @@ def members(module, kind):
     with pytest.raises(UserError) as caught:
         make(module, kind, "?")
     return set(str(caught.value).partition("Choose one of: ")[2].rstrip(".").split(", "))
+
+
+KINDS = {
+    "network": networks,
+    "posterior": posteriors,
+    "prior": priors,
+    "likelihood": likelihoods,
+    "hierarchy": hierarchies,
+}
+
+
+def names_of_kind(kind):
+    """The members of a family of parts, by the field of the config that names them."""
+    return sorted(members(KINDS[kind], kind.capitalize()))
 
 
 def jit(function, vae, **options):

@@ -13,7 +13,8 @@ from PIL import Image
 from vae_jax import evaluate as evaluate_module
 from vae_jax.__main__ import main, parse
 from vae_jax.cli import commands
-from vae_jax.data import datasets, inputs
+from vae_jax.core import to_float
+from vae_jax.data import datasets
 from vae_jax.errors import UserError
 from vae_jax.run import checkpoints
 
@@ -531,7 +532,7 @@ def test_own_data_in_bytes_is_scaled_as_in_training(vae, digits_run, tmp_path):
     """v / 255, as `to_float` says."""
     x = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "bytes.npz", x_train=x, x_test=x)
-    np.savez(tmp_path / "floats.npz", x_train=x / 255, x_test=np.asarray(inputs.to_float(jnp.asarray(x))))
+    np.savez(tmp_path / "floats.npz", x_train=x / 255, x_test=np.asarray(to_float(jnp.asarray(x))))
     a, b = (encoded(vae, digits_run, tmp_path, "--data", tmp_path / f"{name}.npz") for name in ("bytes", "floats"))
     np.testing.assert_allclose(a["mean"], b["mean"], atol=1e-6)
 

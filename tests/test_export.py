@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mostly_slow
-from helpers import members
+from helpers import KINDS, names_of_kind
 
-from vae_jax import build, generate, hierarchies, likelihoods, networks, posteriors, priors
+from vae_jax import build, generate
 from vae_jax.__main__ import main
 from vae_jax.cli import console
 from vae_jax.config import Config
@@ -33,17 +33,7 @@ OPTIONS = {
     "markov": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
     "hvae": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
 }
-FAMILIES = [
-    {field: name, **OPTIONS.get(name, {})}
-    for field, module in (
-        ("network", networks),
-        ("posterior", posteriors),
-        ("prior", priors),
-        ("likelihood", likelihoods),
-        ("hierarchy", hierarchies),
-    )
-    for name in sorted(members(module, field.capitalize()))
-]
+FAMILIES = [{kind: name, **OPTIONS.get(name, {})} for kind in KINDS for name in names_of_kind(kind)]
 FAMILIES += [
     {"conditional": True},
     {"conditional": True, "network": "convolutional", "hierarchy": "hvae", **OPTIONS["convolutional"]},

@@ -68,7 +68,7 @@ def test_the_foundations_import_at_most_jax_and_errors(module):
 LAYERS = (
     {"errors", "progress", "core", "checks", "xla"},
     {"distributions", "likelihoods", "posteriors", "priors", "flows", "hierarchies", "networks"},
-    {"objectives", "guard", "annealing", "generate"},
+    {"objectives", "guard", "annealing", "generate", "vae"},
     {"update", "evaluate"},
     {"build"},
     {"run"},

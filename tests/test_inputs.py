@@ -7,9 +7,10 @@ import pytest
 
 from vae_jax import build
 from vae_jax.config import Config
+from vae_jax.core import to_float
 from vae_jax.data import files, inputs
 from vae_jax.data.datasets import Dataset, Split
-from vae_jax.data.inputs import binarize, to_float
+from vae_jax.data.inputs import binarize
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
 

@@ -17,18 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, train_flags
-from helpers import members, pca_data, pca_log_px, pca_params, pca_vae
+from helpers import pca_data, pca_log_px, pca_params, pca_vae
 
-from vae_jax import build, generate, hierarchies, likelihoods, networks, posteriors, priors
+from vae_jax import build, generate
 from vae_jax.annealing import annealed_log_weights
-from vae_jax.build import make_optimizer, make_schedules
 from vae_jax.config import Config
 from vae_jax.core import Examples, condition
 from vae_jax.data import inputs
 from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import make_evaluate
 from vae_jax.objectives import log_weights, negative_iwae
-from vae_jax.update import init_state, make_train, make_update
+from vae_jax.update import make_train
 
 SHAPE, NUM, CLASSES = (5, 4, 1), 8, 3
 CONVOLUTIONAL = {"network": "convolutional", "network_options": {"channels": [3], "decoder_blocks": [1]}}
@@ -97,36 +96,19 @@ def floats(tree):
     return {name for name in types(tree) if "float" in name}
 
 
-def states(config, vae, objective):
+def states(config, vae):
     """The state before and after an epoch, and the sums of the metrics."""
-    optimizer = make_optimizer(config, 2)
+    init, update = build.make_training(config, vae, 2)
     context = like("float32", NUM, CLASSES) if config.conditional else None
     examples = Examples(like("float32", NUM, *SHAPE), context)
-    update = make_update(
-        vae,
-        objective,
-        optimizer,
-        prepare=inputs.make_prepare(config),
-        ema_decay=config.ema_decay,
-        schedules=make_schedules(config),
-    )
-    before = jax.eval_shape(
-        lambda x: init_state(vae, optimizer, jax.random.key(0), x, ema=config.ema_decay > 0), examples.x
-    )
+    before = jax.eval_shape(lambda x: init(jax.random.key(0), x), examples.x)
     with jax.numpy_dtype_promotion("standard"):  # as a program has it
         return before, *jax.eval_shape(make_train(update, 4), before, examples, like("int32"))
 
 
 def test_every_member_is_tested():
-    for field, module in (
-        ("network", networks),
-        ("posterior", posteriors),
-        ("prior", priors),
-        ("likelihood", likelihoods),
-        ("hierarchy", hierarchies),
-    ):
-        tested = {fields.get(field, getattr(Config, field)) for fields in MODELS}
-        assert tested >= members(module, field.capitalize())
+    for kind in KINDS:
+        assert {fields.get(kind, getattr(Config, kind)) for fields in MODELS} >= set(names_of_kind(kind))
 
 
 def names_of(fields):
@@ -136,7 +118,7 @@ def names_of(fields):
 @pytest.mark.parametrize("fields", MODELS, ids=names_of)
 def test_a_float32_run_is_float32_in_64_bit_mode(fields, x64):
     config, vae, objective = built(fields)
-    before, after, sums = states(config, vae, objective)
+    before, after, sums = states(config, vae)
     assert floats(before) == floats(sums) == {"float32"}
     assert jax.tree.map(lambda a: a.dtype, before) == jax.tree.map(lambda a: a.dtype, after)
 
@@ -166,7 +148,7 @@ def test_a_float32_run_is_float32_in_64_bit_mode(fields, x64):
 def test_data_and_parameters_may_have_different_types(x64):
     """A float64 copy of the parameters evaluates stored data, as a dense layer of Flax does."""
     config, vae, objective = built(CONVOLUTIONAL)
-    before, *_ = states(config, vae, objective)
+    before, *_ = states(config, vae)
     params = jax.tree.map(lambda a: like("float64", *a.shape), before.params)
     with jax.numpy_dtype_promotion("standard"):
         loss, _ = jax.eval_shape(partial(objective, vae=vae), params, jax.random.key(0), like("float32", 3, *SHAPE))

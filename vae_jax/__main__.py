@@ -14,11 +14,7 @@ def parse(argv: list[str]) -> Namespace:
     def command(name: str, text: str, out: str | None = None, *endings: str) -> console.Parser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("run_dir", metavar="RUN_DIR", type=console.run_folder)
-        sub.add_argument(
-            "--checkpoint",
-            default="latest",
-            help="latest, best or a step. Default: %(default)s.",
-        )
+        sub.add_argument("--checkpoint", default="latest", help="latest, best or a step. Default: %(default)s.")
         sub.add_argument(
             "--seed", type=console.natural, default=0, help="Seed of all randomness. Default: %(default)s."
         )
@@ -42,6 +38,12 @@ def parse(argv: list[str]) -> Namespace:
         sub.add_argument("--data_dir", metavar="DIR", help="Where tensorflow-datasets keeps its data.")
         sub.add_argument("--split", choices=("train", "validation", "test"), help="The split to use. Default: test.")
 
+    def evaluation_flags(sub: console.Parser) -> None:
+        data_flags(sub)
+        text = "Posterior samples K. Default: %(default)s."
+        sub.add_argument("--num_samples", type=console.positive, default=500, help=text)
+        sub.add_argument("--limit", type=console.positive, help="Evaluate only the first LIMIT examples.")
+
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
     sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
     sub.add_argument("--label", type=console.natural, help="Label, for a conditional VAE. Default: all in turn.")
@@ -54,12 +56,7 @@ def parse(argv: list[str]) -> Namespace:
         sub = command(name, text, f"{name}.png")
         data_flags(sub)
         if num:
-            sub.add_argument(
-                "--num",
-                type=console.positive,
-                default=num,
-                help="Inputs or pairs. Default: %(default)s.",
-            )
+            sub.add_argument("--num", type=console.positive, default=num, help="Inputs or pairs. Default: %(default)s.")
         else:
             sub.add_argument(
                 "--index", type=console.natural, default=0, help="Which input, from 0. Default: %(default)s."
@@ -79,14 +76,7 @@ def parse(argv: list[str]) -> Namespace:
     command("export", "One zip that runs without this package: sampler, encoder, decoder and their weights.", "vae.zip")
 
     sub = command("evaluate", "ELBO and importance-weighted NLL of a split, in nats: one JSON object on stdout.")
-    data_flags(sub)
-    sub.add_argument(
-        "--num_samples",
-        type=console.positive,
-        default=500,
-        help="Posterior samples K. Default: %(default)s.",
-    )
-    sub.add_argument("--limit", type=console.positive, help="Evaluate only the first LIMIT examples.")
+    evaluation_flags(sub)
     sub.add_argument(
         "--ais_chains",
         type=console.natural,
@@ -94,10 +84,7 @@ def parse(argv: list[str]) -> Namespace:
         help="Also bound log p(x) by annealed importance sampling with this many chains. 0: do not.",
     )
     sub.add_argument(
-        "--ais_steps",
-        type=console.positive,
-        default=500,
-        help="Temperatures of the chains. Default: %(default)s.",
+        "--ais_steps", type=console.positive, default=500, help="Temperatures of the chains. Default: %(default)s."
     )
     sub.add_argument("--compute_dtype", choices=("float32", "bfloat16"), help="Default: that of the config.")
     sub.add_argument(
@@ -110,14 +97,7 @@ def parse(argv: list[str]) -> Namespace:
     sub = command(
         "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
     )
-    data_flags(sub)
-    sub.add_argument(
-        "--num_samples",
-        type=console.positive,
-        default=500,
-        help="Posterior samples K. Default: %(default)s.",
-    )
-    sub.add_argument("--limit", type=console.positive, help="Evaluate only the first LIMIT examples.")
+    evaluation_flags(sub)
     sub.set_defaults(ais_chains=0, per_example=None)
 
     text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
@@ -128,16 +108,9 @@ def parse(argv: list[str]) -> Namespace:
     sub.add_argument("--seeds", type=console.several(int), metavar="0,1,2", help="Default: that of the config.")
     sub.add_argument("--betas", type=console.several(float), metavar="1,4", help="Default: that of the config.")
     sub.add_argument(
-        "--learning_rates",
-        type=console.several(float),
-        metavar="1e-3,3e-4",
-        help="Default: that of the config.",
+        "--learning_rates", type=console.several(float), metavar="1e-3,3e-4", help="Default: that of the config."
     )
-    sub.add_argument(
-        "--num_samples",
-        type=console.positive,
-        help="Also measure each NLL with K posterior samples.",
-    )
+    sub.add_argument("--num_samples", type=console.positive, help="Also measure each NLL with K posterior samples.")
     console.add_config_flags(sub)
 
     options = parser.parse_args(argv)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ from vae_jax import hierarchies, likelihoods, networks, posteriors, priors, upda
 from vae_jax.config import MAX_STEPS, Config, make, unknown
 from vae_jax.core import VAE, Params
 from vae_jax.data.files import check_memory
-from vae_jax.data.inputs import DataInfo, make_prepare, to_float
+from vae_jax.data.inputs import DataInfo, make_prepare
 from vae_jax.distributions import kl_by_dimension
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo, negative_iwae
 from vae_jax.update import Training
+from vae_jax.vae import Parts, join
 from vae_jax.xla import compiling
 
 # The fields that decide what the parameters mean.
@@ -47,7 +48,7 @@ def make_vae(config: Config, data: DataInfo) -> VAE:
 
 
 def abstract_params(vae: VAE, data: DataInfo) -> Params:
-    """The shapes and types of the parameters, of which none is made. ValueError if this machine cannot hold them."""
+    """The shapes and types of the parameters. None of them is made. ValueError if this machine cannot hold them."""
     params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
     check_memory(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), "the parameters take")
     return params
@@ -77,8 +78,8 @@ def _build(config: Config, data: DataInfo) -> VAE:
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        parts = _Parts(shape, *network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
-        return _join(parts, config.output_bias)
+        parts = Parts(shape, *network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
+        return join(parts, config.output_bias)
 
     top = make(hierarchies, "Hierarchy", config.hierarchy, **config.hierarchy_options)
     top_posterior, middle = _posterior(config, top.latent_dim), likelihoods.gaussian_pixel((latent_dim,))
@@ -91,8 +92,8 @@ def _build(config: Config, data: DataInfo) -> VAE:
         compute_dtype=config.compute_dtype,
     )
     encoder = _network(config, shape, top_posterior, likelihood).encoder if top.infers_top_first else between.encoder
-    upper = _join(
-        _Parts(
+    upper = join(
+        Parts(
             shape if top.infers_top_first else (latent_dim,),
             encoder,
             between.decoder,
@@ -107,67 +108,8 @@ def _build(config: Config, data: DataInfo) -> VAE:
         upper = upper._replace(init=lambda key, x: init(key, jnp.zeros((1, latent_dim))))
     seen = context_size + (top.latent_dim if top.infers_top_first else 0)
     no_prior = priors.standard_normal(latent_dim)
-    lower = _join(_Parts(shape, *network, posterior, likelihood, no_prior, latent_dim, seen), config.output_bias)
+    lower = join(Parts(shape, *network, posterior, likelihood, no_prior, latent_dim, seen), config.output_bias)
     return top.join(lower, upper)
-
-
-class _Parts(NamedTuple):
-    shape: tuple[int, ...]  # of what the encoder reads
-    encoder: networks.Function
-    decoder: networks.Function
-    posterior: posteriors.Posterior
-    likelihood: likelihoods.Likelihood
-    prior: priors.Prior
-    latent_dim: int
-    context_size: int = 0
-
-
-def _join(parts: _Parts, output_bias: bool = False) -> VAE:
-    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
-
-    def init(key: Array, x: Array) -> Params:
-        x = to_float(x).astype(jnp.float32)
-        keys = jax.random.split(key, 4)
-        context = jnp.zeros((1, context_size)) if context_size else None
-        params = {
-            "encoder": encoder.init(keys[0], x[:1], context),
-            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), context),
-            "posterior": posterior.init(keys[2]),
-            "likelihood": likelihood.init(x),
-            "prior": prior.init(keys[3], x),
-        }
-        if output_bias:
-            output = params["decoder"]["output"]
-            output["bias"] = _output_bias(likelihood, likelihood.average(x), output["bias"].size)
-        return params
-
-    def encode(params: Params, x: Array, context: Array | None = None):
-        _check_input(x, shape, context, context_size)
-        return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, context))
-
-    def decode(params: Params, z: Array, context: Array | None = None):
-        _check_input(z, (latent_dim,), context, context_size)
-        return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, context))
-
-    def prior_of(params: Params):
-        p = prior.build(params["prior"], lambda x: encode(params, x))
-        dtype = jax.tree.leaves(params["decoder"])[0].dtype  # what a prior has beside its parameters is float32
-        return jax.tree.map(lambda a: a.astype(dtype), p)
-
-    return VAE(init, encode, decode, prior_of)
-
-
-def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, context_size: int) -> None:
-    """ValueError, while tracing, for what the networks would misread or fail to take."""
-    if a.shape[-len(shape) :] != shape or not jnp.issubdtype(a.dtype, jnp.floating):
-        expected = f"floats of shape [..., {str(shape)[1:-1].rstrip(',')}], where a byte v stands for v / 255"
-        raise ValueError(f"the network got {a.dtype} of shape {a.shape}; expected {expected}.")
-    got = 0 if context is None else context.shape[-1]
-    if got != context_size:
-        raise ValueError(
-            f"the network got a context of {got} numbers; expected {context_size}. A conditional VAE takes the one-hot "
-            "label of each example as context, [B, C]: vae_jax.condition(vae, context)."
-        )
 
 
 def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
@@ -214,14 +156,6 @@ def num_levels(config: Config) -> int | None:
 
 def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood:
     return make(likelihoods, "Likelihood", config.likelihood, shape, **config.likelihood_options)
-
-
-def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) -> Array:
-    """The bias of the last layer: one per element of x, or, where a convolution has another `size`, of each channel."""
-    bias = likelihood.output_bias(average)
-    if bias.size != size:
-        bias = likelihood.output_bias(jnp.mean(average, (0, 1)))
-    return jnp.tile(bias.reshape(-1), size // bias.size)
 
 
 def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:

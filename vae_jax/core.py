@@ -71,3 +71,12 @@ def reparameterize(key: Array, mean: Array, log_var: Array) -> Array:
     mean, log_var: arrays of one shape; z has that shape. Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
     """
     return mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def to_float(x: Array) -> Array:
+    """A byte v stands for v / 255."""
+    if x.dtype != jnp.uint8:
+        return x
+    # XLA would divide by multiplying with 1 / 255, wrong in the last bit. 65793 / 2^24 is 1 / 255 less 1 / (255 2^24).
+    v = x.astype(jnp.float32)
+    return v * (65793 / 2**24) + v * (1 / 255 / 2**24)

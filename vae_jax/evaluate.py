@@ -220,7 +220,7 @@ def active_units(mean: Any) -> int:
 def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:
     """Averages over the examples and their standard errors, None for one example.
 
-    Without the density of a point posterior there is no `nll`, and what else is of importance weights is left out too.
+    A point posterior has no density: `nll` and the other figures of importance weights are left out.
     """
     elbo = result.log_likelihood - result.kl
     layers = result.mean.items() if isinstance(result.mean, dict) else ()
@@ -245,8 +245,8 @@ def _summarize_weights(result: Evaluation, num_samples: int) -> dict[str, Any]:
     `nll` is minus the `num_samples`-sample bound, `nll_se` its standard error over examples, `nll_weights_se` that over
     the draws of the importance weights with the examples given, None for one sample. The latter is of the delta method:
     it cannot exceed 1, and is too small where a few weights have all the weight. `share_ess_below_10` and
-    `share_pareto_k_above_0.7` are the shares of examples of which that is to be feared: there `nll` is a loose bound,
-    to be checked by `make_annealed`.
+    `share_pareto_k_above_0.7` are the shares of examples whose error may be larger: there `nll` is a loose bound,
+    which `make_annealed` checks.
     """
     if result.log_px is None or result.effective_sample_size is None:
         return {}

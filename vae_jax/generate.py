@@ -109,7 +109,7 @@ def in_chunks(draw: Callable[[Array, int], Samples], key: Array, num: int, size:
 
 
 def unflat(z: Array, like: Any) -> Any:
-    """The latent, a pytree of [N, L], of which `flat` makes z: [N, all of them]. like: one of it, [1, L] each."""
+    """The latent, a pytree of [N, L], from the vectors z that `flat` made of it. like: one of it, [1, L] each."""
     leaves, structure = jax.tree.flatten(like)
     ends = list(accumulate(leaf.size for leaf in leaves))
     return jax.tree.unflatten(structure, jnp.split(z, ends[:-1], -1))

@@ -21,7 +21,7 @@ class Likelihood(NamedTuple):
     init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
     support: tuple[float, float] | None = None  # where x must lie, None for anywhere
     average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...] that output_bias takes
-    num_levels: int | None = None  # of evenly spaced values of [0, 1], of which x must be; None for any value
+    num_levels: int | None = None  # x must be one of so many evenly spaced values of [0, 1]; None: any value
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from vae_jax import condition, generate, load
-from vae_jax.data import datasets, inputs
+from vae_jax.core import to_float
+from vae_jax.data import datasets
 from vae_jax.networks import mlp
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -24,7 +25,7 @@ parser.add_argument("--num_epochs", type=int, default=8)
 options = parser.parse_args()
 
 data = datasets.load("mnist", data_dir=options.data_dir)
-x, labels = inputs.to_float(jax.device_put(data.train.x)), jax.device_put(data.train.label)
+x, labels = to_float(jax.device_put(data.train.x)), jax.device_put(data.train.label)
 classifier = mlp(x.shape[1:], 10, 1, hidden_sizes=(512, 256)).encoder
 batch_size = 200
 num_steps = options.num_epochs * len(x) // batch_size
@@ -54,7 +55,7 @@ recognise = jax.jit(lambda x: jnp.argmax(classifier.apply(params, x, None), -1))
 run = load(options.run_dir)
 asked = jnp.arange(options.num) % 10
 drawn = generate.sample(run.params, jax.random.key(0), condition(run.vae, jax.nn.one_hot(asked, 10)), options.num)
-test_x = inputs.to_float(jax.device_put(data.test.x))
+test_x = to_float(jax.device_put(data.test.x))
 print(
     json.dumps(
         {

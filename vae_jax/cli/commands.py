@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import build, generate, progress
+from vae_jax.cli.examples import load as examples_of
 from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.core import VAE, Examples, condition
-from vae_jax.data import datasets, inputs
-from vae_jax.data.inputs import DataInfo
+from vae_jax.data import inputs
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
     HEAVY_TAIL,
@@ -66,7 +66,7 @@ def sample(options: Namespace) -> str:
 
 def reconstruct(options: Namespace) -> str:
     restored = _load(options)
-    examples, _ = _examples(options, restored, options.num)
+    examples, _ = examples_of(options, restored, options.num)
     data = restored.data
     _check_pixels(2 * len(examples.x), data.shape, "fewer with --num")
     return _write(
@@ -76,7 +76,7 @@ def reconstruct(options: Namespace) -> str:
 
 def interpolate(options: Namespace) -> str:
     restored = _load(options)
-    examples, _ = _examples(options, restored, 2 * options.num)
+    examples, _ = examples_of(options, restored, 2 * options.num)
     num = len(examples.x) // 2
     if not num:
         raise UserError(f"The split {options.split!r} has one example; expected at least 2 to interpolate between.")
@@ -93,7 +93,7 @@ def interpolate(options: Namespace) -> str:
 
 def traverse(options: Namespace) -> str:
     restored = _load(options)
-    examples, _ = _examples(options, restored, options.index + 1)
+    examples, _ = examples_of(options, restored, options.index + 1)
     if options.index >= len(examples.x):
         raise UserError(f"--index is {options.index}; expected one of the {len(examples.x)} examples, from 0.")
     one = jax.tree.map(lambda a: a[-1:], examples)
@@ -131,7 +131,7 @@ def manifold(options: Namespace) -> str:
 
 def encode(options: Namespace) -> str:
     restored = _load(options)
-    examples, label = _examples(options, restored)
+    examples, label = examples_of(options, restored)
     if not options.data:
         data = restored.data
         progress.say(
@@ -163,13 +163,13 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     if options.compute_dtype:
         config = replace(restored.config, compute_dtype=options.compute_dtype)
         restored = restored._replace(config=config, vae=build.make_vae(config, restored.data))
-    examples, _ = _examples(options, restored, options.limit)
+    examples, _ = examples_of(options, restored, options.limit)
     return _evaluate(options, restored, examples)[0]
 
 
 def report(options: Namespace) -> str:
     restored = _load(options)
-    examples, label = _examples(options, restored, options.limit)
+    examples, label = examples_of(options, restored, options.limit)
     found = _evaluate(options, restored, examples)
     html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data)
     return _write(
@@ -238,73 +238,6 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
 
 def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint)
-
-
-def _examples(options: Namespace, restored: Restored, limit: int | None = None) -> tuple[Examples, np.ndarray | None]:
-    """The first `limit` examples that the flags name, as the model sees them, and their labels.
-
-    --data without splits of its own is taken whole, in its order: `options.split` becomes 'all'.
-    """
-    config, data = restored.config, restored.data
-    whole = datasets.load_whole(options.data) if options.data else None
-    if whole and options.split:
-        raise UserError(
-            f"--split is {options.split}, but {options.data} has no splits of its own: all of its examples are taken, "
-            "in their order. Leave --split out."
-        )
-    options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
-    dataset = datasets.Dataset(options.data, whole, None, whole) if whole else _dataset(options, restored)
-    shape = dataset.train.x.shape[1:]
-    if shape != data.shape:
-        raise UserError(
-            f"{dataset.name} has examples of shape {shape}; the VAE was trained on {data.shape}. Give such data."
-        )
-    found = inputs.value_range(dataset)
-    try:
-        build.check_range(config, found)
-    except UserError:
-        raise UserError(
-            f"{dataset.name} lies in [{found[0]:g}, {found[1]:g}]; the VAE was trained on data in "
-            f"[{data.range[0]:g}, {data.range[1]:g}]. Give data on that scale."
-        ) from None
-    inputs.check_levels(dataset, config, build.num_levels(config))
-    examples = inputs.evaluation_examples(dataset, split, config, data.classes)
-    label = getattr(dataset, split).label
-    if config.conditional and label is None:
-        known = inputs.show_classes(data.classes)
-        raise UserError(f"The VAE is conditional on {known}, and {dataset.name} has no labels. Give data with labels.")
-    if config.classes and label is not None and not set(np.unique(label).tolist()) <= set(config.classes):
-        trained = ", ".join(map(str, config.classes))
-        progress.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
-    return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
-
-
-def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
-    """The data that --data names, or that the run was trained on."""
-    config, data, name = restored.config, restored.data, options.data or restored.config.dataset
-    if not options.data and name not in datasets.NAMES and not Path(name).exists():
-        raise UserError(
-            f"{name}, which the VAE was trained on, is not there. Give its new place with --data, of which every "
-            "example is taken, or put it back for its splits."
-        )
-    dataset = datasets.load(
-        name,
-        data_dir=options.data_dir or _known_dir(data, config.dataset),
-        classes=() if options.data else config.classes,
-        validation_size=0 if options.data else config.validation_size,
-        stream=config.stream and not options.data,
-    )
-    if not options.data and dataset.fingerprint != data.fingerprint:
-        raise UserError(
-            f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
-            f"{data.fingerprint}). Give the data with --data to use it all the same."
-        )
-    return dataset
-
-
-def _known_dir(data: DataInfo, name: str) -> str | None:
-    """Where the run had its data, if that is there: a run directory does not decide where data is downloaded to."""
-    return data.data_dir if data.data_dir and (Path(data.data_dir) / name).is_dir() else None
 
 
 def _of_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:

@@ -65,7 +65,7 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", metavar="DIR", type=run_folder, help=text)
     parser.add_argument("--tensorboard", action="store_true", help="Write the metrics to DIR/tensorboard too.")
     add_config_flags(parser)
-    group = parser.add_argument_group("several processes, each of which gets the same command but for --process_id")
+    group = parser.add_argument_group("several processes (each gets the same command, but for --process_id)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="Where process 0 listens. auto: ask the cluster.")
     group.add_argument("--num_processes", type=positive, metavar="N", help="The number of processes.")
     group.add_argument("--process_id", type=natural, metavar="I", help="The number of this process, from 0.")
@@ -97,7 +97,7 @@ def _check_processes(options: argparse.Namespace) -> None:
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what is trained, of which `config_of` makes the Config."""
+    """The flags that say what is trained. `config_of` makes the Config from them."""
     recipe = str(_ROOT / "configs/digits.py")
     parser.add_argument("--config", default=recipe, metavar="FILE", help="The recipe: a Python file with get_config().")
     parser.add_argument(

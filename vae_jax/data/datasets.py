@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.data.files import READERS, as_images, check_layout, log_integers, open_rows, read_folder, read_npz, reading
+from vae_jax.data.files import READERS, as_images, check_layout, log_integers, open_rows, read_npz, reading
+from vae_jax.data.images import read_folder
 from vae_jax.data.streaming import Stream, num_test, open_stream
 from vae_jax.errors import UserError
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax.config import Config
-from vae_jax.core import Examples
+from vae_jax.core import Examples, to_float
 from vae_jax.data import datasets
 from vae_jax.data.datasets import Dataset, Split
 from vae_jax.data.files import check_memory
@@ -125,7 +125,7 @@ def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
     needs = f"likelihood {config.likelihood!r} needs data of {num} evenly spaced values, 0, 1/{num - 1} .. 1"
     if dataset.stream is not None:
         raise UserError(
-            f"{needs}; {dataset.name} is a stream of {x.dtype}, of which not every value is known. Save x as uint8 and "
+            f"{needs}; {dataset.name} is a stream of {x.dtype}, whose values are not all known. Save x as uint8 and "
             "use 256 levels, or train with --config.stream=false."
         )
     value = _off_levels(dataset, num)
@@ -189,15 +189,6 @@ def make_prepare(config: Config):
     if config.binarization == "dynamic":
         return lambda key, x: binarize(key, to_float(x))
     return lambda key, x: to_float(x)
-
-
-def to_float(x: Array) -> Array:
-    """A byte v stands for v / 255."""
-    if x.dtype != jnp.uint8:
-        return x
-    # XLA would divide by multiplying with 1 / 255, wrong in the last bit. 65793 / 2^24 is 1 / 255 less 1 / (255 2^24).
-    v = x.astype(jnp.float32)
-    return v * (65793 / 2**24) + v * (1 / 255 / 2**24)
 
 
 def binarize(key: Array, x: Array) -> Array:

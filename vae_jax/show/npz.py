@@ -1,4 +1,4 @@
-"""Arrays of any length as one .npz, of which only a few rows at a time are in memory."""
+"""Arrays of any length as one .npz. Only a few rows at a time are in memory."""
 
 import io
 import shutil
@@ -14,7 +14,7 @@ from vae_jax.show import pictures
 
 
 def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Write arrays [num, ...] by name, of which each chunk has the next rows. UserError if the disk cannot hold them.
+    """Write arrays [num, ...] by name. Each chunk has the next rows of all. UserError if the disk cannot hold them.
 
     A zip holds one array after the other, while the next rows of all of them come together. So the arrays get their
     places first, as np.savez would write them, and each row is written in its own.

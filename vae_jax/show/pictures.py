@@ -120,7 +120,7 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _save_figure(path: Path, figure: Any) -> None:
-    """As PNG or, by the suffix, as SVG, of which `dpi` is that of the points of a scatter plot."""
+    """Write a PNG or, by the suffix, an SVG. There `dpi` is the resolution of the points of a scatter plot."""
     if path.suffix == ".svg":
         replace(path, lambda temporary: figure.savefig(temporary, format="svg", dpi=130, metadata={"Date": None}))
     else:

@@ -145,7 +145,7 @@ def _manifold(folder: Path, data: DataInfo) -> str:
 
 
 def _traversals(folder: Path, restored: Restored, examples: Examples, result: Evaluation, names: list[str]) -> str:
-    """Of the dimensions of largest KL or, where there is no KL by dimension, whose posterior mean varies most."""
+    """The traversals of the dimensions with the largest KL; without a KL by dimension, whose mean varies most."""
     if (folder / "manifold.png").exists():
         return ""
     one = jax.tree.map(lambda a: a[:1], examples)

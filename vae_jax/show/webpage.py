@@ -107,7 +107,7 @@ def pixels(path: Path, caption: str) -> str:
 
 
 def chart(paths: Mapping[str, Path], caption: str) -> str:
-    """An SVG drawn in each of `COLOURS`, of which the reader's browser takes one."""
+    """An SVG drawn in each of `COLOURS`. The browser of the reader takes one of them."""
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(paths["dark"])}">'
     light = f'<img src="{_data(paths["light"])}" alt="{escape(caption)}">'
     return _figure(f"<picture>{source}{light}</picture>", caption)

@@ -53,7 +53,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, comp
     Returns [B, H, W, D], the linear transpose at x of `conv` from [B, H, W, D] with `kernel.swapaxes(2, 3)`. Equals
     `lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, lhs_dilation=(stride, stride))` where the padding
     is (kh - 1 - p, p + H - 1 - (h - 1) * stride) for rows, with p = max((h - 1) * stride + kh - H, 0) // 2 the rows
-    that 'SAME' puts in front of H, and likewise for columns.
+    that 'SAME' puts in front of H, and the same for columns.
     Raises UserError if the shapes do not fit.
     """
     _check(x, kernel)

@@ -1,0 +1,84 @@
+"""A VAE put together of a network, a posterior, a likelihood and a prior."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax import likelihoods, networks, posteriors, priors
+from vae_jax.core import VAE, Params, to_float
+
+
+class Parts(NamedTuple):
+    """What a VAE is made of."""
+
+    shape: tuple[int, ...]  # of what the encoder reads
+    encoder: networks.Function
+    decoder: networks.Function
+    posterior: posteriors.Posterior
+    likelihood: likelihoods.Likelihood
+    prior: priors.Prior
+    latent_dim: int
+    context_size: int = 0
+
+
+def join(parts: Parts, output_bias: bool = False) -> VAE:
+    """The VAE of `parts`. Its `init(key, x)` takes the training examples, [N, *shape], bytes or floats.
+
+    output_bias: the decoder's last bias begins at the average of the examples. Its functions raise a ValueError, while
+    tracing, for inputs of another shape or type, and for a context that is missing or needless.
+    """
+    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
+
+    def init(key: Array, x: Array) -> Params:
+        x = to_float(x).astype(jnp.float32)
+        keys = jax.random.split(key, 4)
+        context = jnp.zeros((1, context_size)) if context_size else None
+        params = {
+            "encoder": encoder.init(keys[0], x[:1], context),
+            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), context),
+            "posterior": posterior.init(keys[2]),
+            "likelihood": likelihood.init(x),
+            "prior": prior.init(keys[3], x),
+        }
+        if output_bias:
+            output = params["decoder"]["output"]
+            output["bias"] = _output_bias(likelihood, likelihood.average(x), output["bias"].size)
+        return params
+
+    def encode(params: Params, x: Array, context: Array | None = None):
+        _check_input(x, shape, context, context_size)
+        return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, context))
+
+    def decode(params: Params, z: Array, context: Array | None = None):
+        _check_input(z, (latent_dim,), context, context_size)
+        return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, context))
+
+    def prior_of(params: Params):
+        p = prior.build(params["prior"], lambda x: encode(params, x))
+        dtype = jax.tree.leaves(params["decoder"])[0].dtype  # what a prior has beside its parameters is float32
+        return jax.tree.map(lambda a: a.astype(dtype), p)
+
+    return VAE(init, encode, decode, prior_of)
+
+
+def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, context_size: int) -> None:
+    """ValueError, while tracing, for what the networks would misread or fail to take."""
+    if a.shape[-len(shape) :] != shape or not jnp.issubdtype(a.dtype, jnp.floating):
+        expected = f"floats of shape [..., {str(shape)[1:-1].rstrip(',')}], where a byte v stands for v / 255"
+        raise ValueError(f"the network got {a.dtype} of shape {a.shape}; expected {expected}.")
+    got = 0 if context is None else context.shape[-1]
+    if got != context_size:
+        raise ValueError(
+            f"the network got a context of {got} numbers; expected {context_size}. A conditional VAE takes the one-hot "
+            "label of each example as context, [B, C]: vae_jax.condition(vae, context)."
+        )
+
+
+def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) -> Array:
+    """The bias of the last layer: one per element of x, or, where a convolution has another `size`, of each channel."""
+    bias = likelihood.output_bias(average)
+    if bias.size != size:
+        bias = likelihood.output_bias(jnp.mean(average, (0, 1)))
+    return jnp.tile(bias.reshape(-1), size // bias.size)
