@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, train_flags
-from helpers import pca_data, pca_log_px, pca_params, pca_vae
+from helpers import KINDS, names_of_kind, pca_data, pca_log_px, pca_params, pca_vae
 
 from vae_jax import build, generate
 from vae_jax.annealing import annealed_log_weights
