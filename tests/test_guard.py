@@ -94,7 +94,7 @@ def test_a_hundred_in_a_row_stop_the_run_for_good(update, state):
     bad = spoil("kl")
     for _ in range(guard.MAX_IN_A_ROW - 1):
         state, _ = update(state, bad)
-    assert not guard.is_lost(state.guard, 1000)
+    assert not guard.is_lost(state.guard, 500, 1000)
     state, _ = update(state, bad)
     before = numbers(state)
     for x in (bad, FINE):
@@ -102,7 +102,7 @@ def test_a_hundred_in_a_row_stop_the_run_for_good(update, state):
         assert metrics["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, numbers(state), before)
     assert state.guard[1:] == (guard.MAX_IN_A_ROW, 0, guard.TERMS.index("kl"))
-    assert guard.is_lost(state.guard, 1000)
+    assert guard.is_lost(state.guard, 500, 1000)
 
 
 def test_members_side_by_side_are_guarded_one_by_one(update, state):
@@ -115,10 +115,11 @@ def test_members_side_by_side_are_guarded_one_by_one(update, state):
 
 
 @pytest.mark.parametrize(
-    ("skipped", "in_a_row", "lost"), [(27, 27, True), (26, 26, False), (26, 0, False), (0, 0, False)]
+    ("skipped", "in_a_row", "step", "lost"),
+    [(27, 27, 27, True), (14, 14, 27, True), (14, 14, 26, False), (26, 13, 27, False), (26, 0, 27, False)],
 )
-def test_a_run_that_skipped_everything_is_lost(skipped, in_a_row, lost):
-    assert guard.is_lost(guard.Guard(skipped, in_a_row, 0, 0), 27) is lost
+def test_a_run_whose_last_half_was_skipped_is_lost(skipped, in_a_row, step, lost):
+    assert guard.is_lost(guard.Guard(skipped, in_a_row, 0, 0), step, 27) is lost
 
 
 @pytest.mark.parametrize(

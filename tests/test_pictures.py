@@ -106,3 +106,8 @@ def test_failed_picture_leaves_the_good_one(tmp_path):
         pictures.replace(path, half)
     assert path.read_bytes() == b"good"
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pixels_that_are_not_finite_are_drawn_without_a_warning():
+    image = np.array([np.nan, np.inf, -np.inf, 0.5]).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(pictures.grid(image, 1)[1:3, 1:3], [[0, 255], [0, 128]])

@@ -48,6 +48,7 @@ def describe(guard: Guard) -> str:
     return f"{guard.skipped} updates skipped so far, {first}"
 
 
-def is_lost(guard: Guard, num_steps: int) -> bool:
-    """Whether a run of `num_steps` steps has skipped so many updates in a row, or all, that it has failed."""
-    return bool(guard.in_a_row >= MAX_IN_A_ROW or guard.skipped >= num_steps)
+def is_lost(guard: Guard, step: int, num_steps: int) -> bool:
+    """Whether a run at `step` of `num_steps` has failed: too many updates in a row were skipped, or its last half."""
+    ended_so = step >= num_steps and 2 * guard.in_a_row >= num_steps
+    return bool(guard.in_a_row >= MAX_IN_A_ROW or ended_so)

@@ -92,7 +92,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
             checkpoints.save(run_dirs[i], alone[i], {})  # also of a member that is lost, so that it is known to be
 
     def is_lost(i: int) -> bool:
-        return guard.is_lost(jax.device_get(alone[i].guard), num_steps)
+        return guard.is_lost(jax.device_get(alone[i].guard), int(alone[i].step), num_steps)
 
     with ExitStack() as stack:
         # Those that exist first: a refusal leaves nothing new.

@@ -75,7 +75,7 @@ def train(
     """
     is_first, numbers, config = jax.process_index() == 0, range(len(members)), members[0].config
     totals, means, stop, step = list(totals), [None] * len(members), 0, int(take(state, 0).step)
-    lost = [guard.is_lost(jax.device_get(take(state.guard, n)), num_steps) for n in numbers]
+    lost = [guard.is_lost(jax.device_get(take(state.guard, n)), step, num_steps) for n in numbers]
     state, _ = advance(state, 0)  # compiles, so that the rates below are of steps
     bar = progress.bar(total=num_steps, initial=step, unit="step")
     chunk, saved = 1, time.monotonic()  # steps per call: about a second of them
@@ -93,9 +93,9 @@ def train(
         state, sums = advance(state, count)
         sums, seen = jax.device_get((sums, state.guard))
         seconds = time.monotonic() - start
-        lost = [guard.is_lost(take(seen, n), num_steps) for n in numbers]
         totals = [metrics.add(totals[n], take(sums, n), count, seconds) for n in numbers]
         step, chunk = step + count, max(1, int(count / seconds))
+        lost = [guard.is_lost(take(seen, n), step, num_steps) for n in numbers]
         bar.update(count)
         bar.set_postfix(loss=f"{take(sums, 0)['loss'] / count:.3f}")
         if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:

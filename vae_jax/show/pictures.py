@@ -38,7 +38,7 @@ def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), round(0.35 * 255), np.uint8)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        scaled = np.clip((image - low) / max(high - low, 1e-12), 0, 1)
+        scaled = np.clip(np.nan_to_num((image - low) / max(high - low, 1e-12)), 0, 1)
         canvas[top : top + height, left : left + width] = np.rint(scaled * 255)
     return canvas[..., 0] if channels == 1 else canvas
 
