@@ -1,80 +1,16 @@
-"""Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag."""
+"""Train a VAE: `python train.py --config=configs/mnist.py --config.beta=4`. `--help` lists every flag.
+
+vae_jax/cli/train.py is to be read: the way from the flags to the printed result. `python -m vae_jax train` is the same.
+"""
 
 from pathlib import Path
-from typing import Any
 
-from vae_jax import progress
+from vae_jax.__main__ import perform
 from vae_jax.cli import console
 
 
 def main(argv: list[str]) -> int:
-    options = console.parse_train(argv)  # before jax is imported: a typo answers at once
-    console.setup_jax(options)
-
-    import jax
-
-    from vae_jax import build, evaluate
-    from vae_jax.data import inputs
-    from vae_jax.run import checkpoints, loop, metrics, runs, tensorboard
-    from vae_jax.show import pictures, views
-    from vae_jax.xla import devices
-
-    # The data.
-    config, run_dir = inputs.absolute(options.config), options.workdir
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir, build.num_levels(config))
-
-    # The devices of all processes, over which a batch is split. The first process writes the run directory.
-    mesh, is_first = devices.make_mesh(), jax.process_index() == 0
-    devices.check_batch_size(config.batch_size, mesh)
-    held_out = devices.put(held_out, devices.everywhere(mesh))
-
-    # The model and what improves it.
-    vae = build.make_vae(config, data)
-    if options.restart or not checkpoints.steps(run_dir):  # a run that goes on needs no other one
-        vae = checkpoints.begin_from(vae, config, data)
-    steps_per_epoch = data.num_train // config.batch_size
-    num_steps = config.num_epochs * steps_per_epoch
-    state, advance = loop.begin(config, vae, examples, steps_per_epoch, mesh)
-    evaluate_held_out = evaluate.make_evaluate_objective(vae, build.make_evaluation_objective(config))
-
-    def draw(_: int, params: Any, step: int, mean: Any, folder: Path) -> None:
-        views.draw_run(folder, checkpoints.Restored(config, data, vae, params, step), held_out, label, mean)
-
-    with (
-        devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart)),
-        tensorboard.mirror(run_dir, options.tensorboard and is_first) as copy_metrics,
-        console.stop_signals() as stopped,
-    ):
-        state, totals = checkpoints.resume_everywhere(run_dir, state)
-        if state.step and is_first:
-            progress.say(f"{run_dir}: resumed at step {state.step} of {num_steps}")
-        state, step, (mean,), (is_lost,), stop = loop.train(
-            [loop.Member(run_dir, config)],
-            state,
-            [totals],
-            split=split,
-            num_steps=num_steps,
-            steps_per_epoch=steps_per_epoch,
-            advance=advance,
-            evaluate=lambda _, params: evaluate_held_out(params, jax.random.key(0), held_out),
-            draw=draw,
-            stopped=stopped,
-            logged=copy_metrics,
-        )
-        if is_lost:
-            raise runs.lost(state.guard, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
-        if not is_first:
-            return stop
-        state, held_out = devices.local((state, held_out))
-        if mean is None and not (run_dir / "curves.png").exists():
-            _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
-        if mean is not None:
-            draw(0, state.averaged, step, mean, run_dir)
-            pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
-        if step < num_steps:
-            progress.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
-        print(metrics.to_json({"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}))
-        return stop
+    return perform(console.parse_train(argv, folder=Path(__file__).resolve().parent))
 
 
 if __name__ == "__main__":

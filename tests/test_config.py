@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vae_jax import build, config, update
+from vae_jax.__main__ import parse
 from vae_jax.cli import console
 from vae_jax.config import Config
 from vae_jax.data import inputs
@@ -213,9 +214,16 @@ def test_the_cells_of_burda_et_al_have_gradients(path, cell):
 
 
 def test_workdir_is_named_after_the_recipe_unless_given():
-    assert console.parse_train([]).workdir == ROOT / "checkpoints" / "digits"
-    assert console.parse_train([f"--config={ROOT}/configs/mnist.py"]).workdir == ROOT / "checkpoints" / "mnist"
-    assert console.parse_train(["--workdir=here"]).workdir == Path("here")
+    mnist = f"--config={ROOT}/configs/mnist.py"
+    assert console.parse_train([], ROOT).workdir == ROOT / "checkpoints" / "digits"
+    assert console.parse_train([mnist], ROOT).workdir == ROOT / "checkpoints" / "mnist"
+    assert console.parse_train(["--workdir=here"], ROOT).workdir == Path("here")
+    assert parse(["train"]).workdir == Path("checkpoints/digits")
+    assert parse(["train", mnist]).workdir == Path("checkpoints/mnist")
+
+
+def test_the_recipe_of_the_digits_is_what_a_command_without_a_recipe_has():
+    assert config.load_recipe(ROOT / "configs/digits.py") == parse(["train"]).config == parse(["sweep", "x"]).members[0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`python -m vae_jax COMMAND RUN_DIR [flags]`: what a trained VAE can do. The run directory is all it takes."""
+"""`python -m vae_jax COMMAND [flags]`: train a VAE and use it. Its run directory is all that a command needs."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -7,7 +7,7 @@ from vae_jax.cli import console
 
 
 def parse(argv: list[str]) -> Namespace:
-    parser = console.Parser(prog="vae_jax", description="Use a trained VAE: its run directory is all it takes.")
+    parser = console.Parser(prog="vae_jax", description="Train a VAE and use it.")
     parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -43,6 +43,8 @@ def parse(argv: list[str]) -> Namespace:
         text = "Posterior samples K. Default: %(default)s."
         sub.add_argument("--num_samples", type=console.positive, default=500, help=text)
         sub.add_argument("--limit", type=console.positive, help="Evaluate only the first LIMIT examples.")
+
+    console.add_train_flags(commands.add_parser("train", help=console.TRAIN, description=console.TRAIN))
 
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
     sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
@@ -114,6 +116,8 @@ def parse(argv: list[str]) -> Namespace:
     console.add_config_flags(sub)
 
     options = parser.parse_args(argv)
+    if options.command == "train":
+        return console.finish_train(options, Path())
     if options.command == "sweep":
         options.members = console.parse_members(options)
     return options
@@ -121,7 +125,11 @@ def parse(argv: list[str]) -> Namespace:
 
 def main(argv: list[str]) -> int:
     """The exit status."""
-    options = parse(argv)  # before jax is imported: a typo answers at once
+    return perform(parse(argv))  # it is parsed before jax is imported: a typo answers at once
+
+
+def perform(options: Namespace) -> int:
+    """Carry out the command that the flags name and print its result. The exit status."""
     if "out" in options and options.out is None:
         options.out = options.run_dir / options.file_name
     console.setup_jax(options)
@@ -130,7 +138,8 @@ def main(argv: list[str]) -> int:
 
     result = getattr(commands, options.command)(options)
     text, status = result if isinstance(result, tuple) else (result, 0)
-    print(text if isinstance(text, str) else metrics.to_json(text))
+    if text is not None:
+        print(text if isinstance(text, str) else metrics.to_json(text))
     return status
 
 

@@ -129,6 +129,21 @@ class Config:
         _check_sizes("hidden_sizes", self.hidden_sizes)
 
 
+def digits() -> Config:
+    """The settings of a command without a recipe: the embedded 8x8 digits."""
+    return Config(
+        dataset="digits",
+        hidden_sizes=(256, 256),
+        activation="gelu",
+        latent_dim=16,
+        batch_size=100,
+        num_epochs=300,
+        eval_epochs=20,
+        schedule="cosine",
+        ema_decay=0.99,
+    )
+
+
 def load_recipe(path: str | Path) -> Config:
     """The Config that `get_config()` of a Python file returns."""
     if not os.path.isfile(path):

@@ -13,6 +13,7 @@ import numpy as np
 from vae_jax import build, generate, progress
 from vae_jax.cli.examples import load as examples_of
 from vae_jax.cli.sweep import sweep as sweep
+from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.data import inputs
 from vae_jax.errors import UserError

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vae_jax import __version__
-from vae_jax.config import MAX_WHOLE, Config, load_recipe, override
+from vae_jax.config import MAX_WHOLE, Config, digits, load_recipe, override
 from vae_jax.errors import UserError
 
 MAX_LINE = 2000  # characters of an error: a longer one hides what to do
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,13 +53,19 @@ class Parser(argparse.ArgumentParser):
                     yield from parser._actions
 
 
-def parse_train(argv: list[str]) -> argparse.Namespace:
-    """The flags of train.py, with `config` a Config and `workdir` a Path."""
-    parser = Parser(
-        prog="train.py",
-        description="Train a VAE and write a run directory. The same command on an existing run resumes it.",
-    )
+TRAIN = "Train a VAE and write a run directory. The same command on an existing run resumes it."
+
+
+def parse_train(argv: list[str], folder: Path = Path()) -> argparse.Namespace:
+    """The flags of train.py, as `finish_train` gives them. folder: the one that train.py is in."""
+    parser = Parser(prog="train.py", description=TRAIN)
     parser.add_version()
+    add_train_flags(parser)
+    parser.set_defaults(command="train")
+    return finish_train(parser.parse_args(argv), folder)
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
     text = "The run directory. Default: checkpoints/NAME_OF_RECIPE."
     parser.add_argument("--workdir", metavar="DIR", type=run_folder, help=text)
     parser.add_argument("--tensorboard", action="store_true", help="Write the metrics to DIR/tensorboard too.")
@@ -69,12 +74,15 @@ def parse_train(argv: list[str]) -> argparse.Namespace:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="Where process 0 listens. auto: ask the cluster.")
     group.add_argument("--num_processes", type=positive, metavar="N", help="The number of processes.")
     group.add_argument("--process_id", type=natural, metavar="I", help="The number of this process, from 0.")
-    options = parser.parse_args(argv)
+
+
+def finish_train(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
+    """The flags of a training, with `config` a Config and `workdir` a Path, by default in `folder`/checkpoints."""
     _check_processes(options)
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs the package tensorboardX. Install it: python -m pip install tensorboardX")
     if options.workdir is None:
-        options.workdir = _ROOT / "checkpoints" / Path(options.config).stem
+        options.workdir = folder / "checkpoints" / (Path(options.config).stem if options.config else "digits")
     options.config = config_of(options)
     return options
 
@@ -98,8 +106,8 @@ def _check_processes(options: argparse.Namespace) -> None:
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is trained. `config_of` makes the Config from them."""
-    recipe = str(_ROOT / "configs/digits.py")
-    parser.add_argument("--config", default=recipe, metavar="FILE", help="The recipe: a Python file with get_config().")
+    text = "The recipe: a Python file with get_config(). Default: the settings for the digits."
+    parser.add_argument("--config", metavar="FILE", help=text)
     parser.add_argument(
         "--data_dir", metavar="DIR", help="Where tensorflow-datasets keeps data. Default: TFDS_DATA_DIR."
     )
@@ -116,7 +124,7 @@ def config_of(options: argparse.Namespace) -> Config:
     """The recipe that the flags name, with the fields that they set."""
     prefix = "config."
     values = {name.removeprefix(prefix): text for name, text in vars(options).items() if name.startswith(prefix)}
-    return override(load_recipe(options.config), values)
+    return override(digits() if options.config is None else load_recipe(options.config), values)
 
 
 def parse_members(options: argparse.Namespace) -> list[Config]:

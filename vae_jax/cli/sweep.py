@@ -23,7 +23,7 @@ from vae_jax.data import inputs
 from vae_jax.errors import UserError
 from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
 from vae_jax.run.ensemble import Traced, take
-from vae_jax.show import pictures, views
+from vae_jax.show import views
 
 COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; in nats, but for the last
 
@@ -117,7 +117,6 @@ def sweep(options: Namespace) -> tuple[str, int]:
                 _, means[i] = evaluated(i, alone[i].averaged)
             if means[i] is not None:
                 draw(i, alone[i].averaged, steps[i], means[i], run_dir)
-                pictures.save_curves(run_dir / "curves.png", metrics.read(run_dir))
         status = stopped()
     figures = [_figures(*own) for own in zip(run_dirs, members, lost, strict=True)]
     unfinished = [step for step, is_lost in zip(steps, lost, strict=True) if step < num_steps and not is_lost]

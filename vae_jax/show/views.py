@@ -9,6 +9,7 @@ import numpy as np
 
 from vae_jax import generate
 from vae_jax.core import VAE, Examples, Params, condition
+from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures
 
@@ -39,7 +40,10 @@ def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int 
 def draw_run(
     folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: Any, seed: int = 0
 ) -> None:
-    """What a model has learned, into `folder`. held_out, label, mean: an evaluated split and its posterior means."""
+    """What a model has learned, into `folder`, with the learning curves if that is the run directory.
+
+    held_out, label, mean: an evaluated split, its labels and its posterior means.
+    """
     _, data, vae, params, _ = restored
     folder.mkdir(exist_ok=True)
     few = jax.tree.map(lambda a: a[:48], held_out)
@@ -53,3 +57,5 @@ def draw_run(
         pictures.save_scatter(folder / "latents.png", mean, label)
         one = condition(vae, None if context is None else context[:1])
         manifold(folder / "manifold.png", one, params, data.range)
+    if records := metrics.read(folder):
+        pictures.save_curves(folder / "curves.png", records)
