@@ -14,7 +14,7 @@ from vae_jax.config import Config
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.data.inputs import DataInfo
 from vae_jax.distributions import Bernoulli, DiagonalGaussian
-from vae_jax.evaluate import make_annealed, make_evaluate, make_evaluate_objective, mutual_information
+from vae_jax.evaluate import make_annealed, make_evaluate, make_evaluate_objective, make_mutual_information
 from vae_jax.objectives import elbo, log_weights, negative_elbo, negative_iwae
 
 SHAPE, NUM = (8, 8, 1), 8  # as many examples as rows: sums over the wrong axes broadcast
@@ -93,7 +93,7 @@ def evaluations(vae):
         "evaluate": make_evaluate(vae, num_samples=2),
         "objective": make_evaluate_objective(vae, negative_elbo),
         "annealed": make_annealed(vae, num_chains=2, num_steps=2),
-        "information": mutual_information(vae),
+        "information": make_mutual_information(vae),
     }
 
 

@@ -24,7 +24,7 @@ from vae_jax.evaluate import (
     make_annealed,
     make_evaluate,
     make_evaluate_objective,
-    mutual_information,
+    make_mutual_information,
     pareto_k,
     summarize,
     tail_size,
@@ -257,7 +257,7 @@ def gaussian_codes(means, log_var):
 def test_information_is_that_of_the_mixture_of_posteriors(key, batch_size, num_samples):
     means = np.random.default_rng(0).normal(size=(11, 2))
     vae, examples = gaussian_codes(means, np.log(0.3))
-    run = mutual_information(vae, num_samples=num_samples, batch_size=batch_size)
+    run = make_mutual_information(vae, num_samples=num_samples, batch_size=batch_size)
     got = run({}, jax.random.clone(key), examples)
     draw = lambda i: vae.encode({}, examples.x[i][None]).sample(jax.random.fold_in(key, i))[0]  # noqa: E731
     drawn = {4: [0, 2, 5, 8], 1000: list(range(11))}[num_samples]  # evenly: data may be sorted
@@ -269,9 +269,9 @@ def test_information_is_that_of_the_mixture_of_posteriors(key, batch_size, num_s
 
 def test_information_of_codes_far_apart_is_the_log_of_their_number_and_of_equal_ones_nothing(key):
     far, examples = gaussian_codes(100.0 * np.arange(16).reshape(8, 2), 0.0)
-    np.testing.assert_allclose(mutual_information(far)({}, key, examples), np.log(8), rtol=1e-5)
+    np.testing.assert_allclose(make_mutual_information(far)({}, key, examples), np.log(8), rtol=1e-5)
     same, examples = gaussian_codes(np.ones((8, 2)), 0.0)
-    np.testing.assert_allclose(mutual_information(same)({}, key, examples), 0, atol=1e-5)
+    np.testing.assert_allclose(make_mutual_information(same)({}, key, examples), 0, atol=1e-5)
 
 
 # the objective

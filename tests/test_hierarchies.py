@@ -8,8 +8,7 @@ from conftest import mostly_slow
 from helpers import assert_within_errors, jit, members, standard_normal
 from scipy.stats import multivariate_normal
 
-from vae_jax import build as builder
-from vae_jax import generate, hierarchies
+from vae_jax import build as builder, generate, hierarchies
 from vae_jax.config import Config
 from vae_jax.core import VAE
 from vae_jax.data.inputs import DataInfo

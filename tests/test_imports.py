@@ -110,7 +110,7 @@ def test_no_modules_import_each_other():
 
 
 def test_the_package_reads_like_a_table_of_contents():
-    top = {path.stem for path in ROOT.iterdir() if path.name != "__pycache__"}
+    top = {path.stem for path in ROOT.iterdir() if path.name != "__pycache__" and path.suffix != ".typed"}
     assert top == {"__init__", "__main__", "config", "data"}.union(*LAYERS)
 
 
@@ -122,7 +122,30 @@ def test_every_public_name_resolves_and_is_documented(name):
 
 
 def test_dir_lists_the_public_names():
-    assert {*vae_jax.__all__, "__version__"} <= set(dir(vae_jax))
+    assert {*vae_jax.__all__, "__version__", "likelihoods"} <= set(dir(vae_jax))
+    assert {"Likelihood", "Posterior", "Prior", "Network", "UserError", "build", "reconstruct", "sample"} <= {
+        *vae_jax.__all__
+    }
+
+
+def test_the_library_is_an_attribute_of_the_package():
+    code = "import vae_jax; print(vae_jax.build.make_vae.__name__, vae_jax.likelihoods.bernoulli.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "make_vae bernoulli\n"
+
+
+def test_type_checkers_see_the_names_that_there_are():
+    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+    assert (ROOT / "py.typed").exists()
+    names = {
+        (node.module.removeprefix("vae_jax").lstrip("."), alias.name)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name  # else it is private
+    }
+    expected = {("", name) for name in vae_jax._MODULES} | {(module, name) for name, module in vae_jax._HOME.items()}
+    assert names == expected
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -203,7 +203,7 @@ def test_training_compiles_once_whatever_the_number_of_steps(training, examples)
     assert set(training.traces) == {(BATCH_SIZE, 4)}
 
 
-@pytest.mark.parametrize("calls", ((1,) * 10, (2, 3, 4, 1), (4, 1, 5)), ids=str)
+@pytest.mark.parametrize("calls", ((1,) * 10, (2, 3, 4, 1), (4, 1, 5), (10,), (3, 7)), ids=str)
 def test_any_split_of_the_steps_into_calls_is_bit_equal(training, examples, calls):
     whole, whole_metrics = training.run(examples, (5, 5))
     split, metrics = training.run(examples, calls)
@@ -216,6 +216,12 @@ def test_a_run_is_that_of_its_seed(training, examples):
     starts = [training.start(examples.x, seed) for seed in (0, 0, 1)]
     first, again, other = (training.train(state, examples, device(2))[0].params for state in starts)
     assert same(first, again) and not same(first, other)
+
+
+def test_a_batch_larger_than_the_data_is_refused(x):
+    state = starter(SMALL, optax.sgd(0.1))(x)
+    with pytest.raises(ValueError, match=f"batch_size is {BATCH_SIZE}; expected at most the 3 examples"):
+        make_train(make_update(SMALL, fixed_noise, optax.sgd(0.1)), BATCH_SIZE)(state, Examples(x[:3], None), 1)
 
 
 def test_zero_steps_change_nothing(training, examples):

@@ -1,11 +1,17 @@
-"""vae_jax: variational autoencoders as pure functions of their parameters. Names are imported when first used."""
+"""vae_jax: variational autoencoders as pure functions of their parameters. Names are imported when first used.
+
+Its modules are attributes too: `vae_jax.likelihoods`, `vae_jax.build`.
+"""
 
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = {
+# By module. __init__.pyi says the same to type checkers.
+_NAMES = {
+    "annealing": ("annealed_log_weights",),
+    "config": ("Config",),
     "core": ("Distribution", "Examples", "VAE", "condition", "reparameterize"),
     "distributions": (
         "Bernoulli",
@@ -22,23 +28,30 @@ _MODULES = {
         "kl_monte_carlo",
         "kl_standard_normal",
     ),
+    "errors": ("UserError",),
+    "evaluate": ("make_annealed", "make_evaluate", "make_mutual_information", "summarize"),
+    "generate": ("reconstruct", "sample"),
+    "likelihoods": ("Likelihood",),
+    "networks": ("Network",),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),
-    "annealing": ("annealed_log_weights",),
-    "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
-    "evaluate": ("make_annealed", "make_evaluate", "mutual_information", "summarize"),
+    "posteriors": ("Posterior",),
+    "priors": ("Prior",),
     "run.checkpoints": ("load",),
-    "config": ("Config",),
+    "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_HOME)
+_MODULES = {*_NAMES, "build", "flows", "hierarchies", "vae"} - {"run.checkpoints"}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted({*_HOME, "build"})
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'vae_jax' has no attribute {name!r}")
-    return getattr(import_module(f"vae_jax.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(import_module(f"vae_jax.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"vae_jax.{name}")
+    raise AttributeError(f"module 'vae_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """What notebooks complete: the names of `__all__` too, which are not there before their first use."""
-    return sorted({*globals(), *__all__} - {"Any", "import_module"})
+    """What notebooks complete: also the names that are not there before their first use."""
+    return sorted({*globals(), *__all__, *_MODULES} - {"Any", "import_module"})

@@ -1,6 +1,5 @@
 """A VAE is three conditional distributions, each a pure function of the parameters."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -22,17 +21,53 @@ class Distribution(Protocol):
     def log_prob(self, value: Any) -> Array: ...
 
 
+class Init(Protocol):
+    """init(key, x) -> params: how the parameters begin.
+
+    key: one typed key. x: training examples, [N, *shape]. An initialiser may look at their values, as at their mean for
+    an output bias, or at their shape alone. params: any pytree of float arrays.
+    """
+
+    def __call__(self, key: Array, x: Any, /, *args: Any, **kwargs: Any) -> Params: ...
+
+
+class Encode(Protocol):
+    """encode(params, x[, context]) -> q(z | x), the approximate posterior.
+
+    x: a batch, [B, *shape], of floats. context: one-hot labels, [B, C], of a conditional VAE. q: a `Distribution` with
+    the batch shape (B,), such as DiagonalGaussian(mean, log_var) of [B, L] each.
+    """
+
+    def __call__(self, params: Params, x: Any, /, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class Decode(Protocol):
+    """decode(params, z[, context]) -> p(x | z), the likelihood.
+
+    z: latents, [..., B, L], with any number of axes of samples in front. context: as in `Encode`, [B, C]. p: a
+    `Distribution` with the batch shape (..., B) that sums the axes of an example, such as Bernoulli(logits, event_dim).
+    """
+
+    def __call__(self, params: Params, z: Any, /, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class PriorOf(Protocol):
+    """prior(params) -> p(z): a `Distribution` with an empty batch shape over one latent z, [L]."""
+
+    def __call__(self, params: Params, /) -> Any: ...
+
+
 class VAE(NamedTuple):
     """Three conditional distributions, each a pure function of the parameters, and how the parameters begin.
 
     A latent z may be any pytree, so a hierarchy is a joint distribution. A model with a label takes it as a last
-    argument `context` of `init`, `encode` and `decode`; `condition` turns it into a VAE without one.
+    argument `context` of `encode` and `decode`; `condition` turns it into a VAE without one.
     """
 
-    init: Callable[..., Params]  # (key, x[, context])    -> params
-    encode: Callable[..., Any]  # (params, x[, context]) -> q(z | x)
-    decode: Callable[..., Any]  # (params, z[, context]) -> p(x | z)
-    prior: Callable[[Params], Any]  # (params)           -> p(z)
+    init: Init
+    encode: Encode
+    decode: Decode
+    prior: PriorOf
 
 
 jax.tree_util.register_static(VAE)  # its functions are not arrays, and it may be an argument of a jitted function

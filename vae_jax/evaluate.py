@@ -128,7 +128,7 @@ def make_annealed(vae: VAE, *, num_chains: int, num_steps: int, batch_size: int 
     return _over_examples(one, batch_size)
 
 
-def mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: int = 100) -> Callable[..., Array]:
+def make_mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: int = 100) -> Callable[..., Array]:
     """information(params, key, examples) -> log q(z_i | x_i) - log q(z_i) at z_i ~ q(z | x_i), one for each x_i.
 
     [min(num_samples, N)], in nats, for the examples `evenly(N, num_samples)`; q(z) is the aggregate posterior, the

@@ -119,24 +119,41 @@ def make_train(
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """train(state, examples, num_steps) -> (state, sums of the metrics), to jit: many updates in one call.
 
-    The order of examples is a pure function of the run's key and the epoch, so a call may begin anywhere in an epoch
-    but must not go past its end. `num_steps` may be traced: one compilation then serves every call. Each batch is split
-    over the devices of `mesh`, if given; the state and the examples are whole on each of them.
+    The order of examples is a pure function of the run's key and the epoch, so a call may begin and end anywhere in an
+    epoch. An epoch takes every example once, without the last ones that are too few for a batch. `num_steps` may be
+    traced: one compilation then serves every call. Each batch is split over the devices of `mesh`, if given; the state
+    and the examples are whole on each device. ValueError if a batch has more examples than there are.
     """
 
     def train(state: TrainState, examples: Examples, num_steps: Array) -> tuple[TrainState, dict[str, Array]]:
         num_examples = examples.x.shape[0]
+        if batch_size > num_examples:
+            raise ValueError(f"batch_size is {batch_size}; expected at most the {num_examples} examples.")
         steps_per_epoch = num_examples // batch_size
-        epoch, first = state.step // steps_per_epoch, state.step % steps_per_epoch
-        order_key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
-        order = jax.random.permutation(order_key, num_examples)
 
-        def batch(i: Array) -> Examples:
-            rows = jax.lax.dynamic_slice(order, ((first + i) * batch_size,), (batch_size,))
-            own = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), examples)
-            return own if mesh is None else jax.lax.with_sharding_constraint(own, devices.split(mesh))
+        def batches(state: TrainState) -> tuple[Callable[[Array], Examples], Array]:
+            """batch(i) of the epoch that the state is in, counted from the state's step, and how many are left."""
+            epoch, first = state.step // steps_per_epoch, state.step % steps_per_epoch
+            order_key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
+            order = jax.random.permutation(order_key, num_examples)
 
-        return _steps(update, state, batch, num_steps)
+            def batch(i: Array) -> Examples:
+                rows = jax.lax.dynamic_slice(order, ((first + i) * batch_size,), (batch_size,))
+                examples_i = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), examples)
+                return examples_i if mesh is None else jax.lax.with_sharding_constraint(examples_i, devices.split(mesh))
+
+            return batch, steps_per_epoch - first
+
+        def epoch(carry: tuple[TrainState, dict[str, Array], Array]):
+            state, sums, left = carry
+            batch, in_epoch = batches(state)
+            count = jnp.minimum(left, in_epoch)
+            return *_steps(update, state, sums, batch, count), left - count
+
+        sums = _no_sums(update, state, lambda i: batches(state)[0](i))
+        left = jnp.asarray(num_steps, jnp.int32)
+        state, sums, _ = jax.lax.while_loop(lambda carry: carry[-1] > 0, epoch, (state, sums, left))
+        return state, sums
 
     return train
 
@@ -158,7 +175,7 @@ def make_stream_train(
         def batch(i: Array) -> Examples:
             return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, first + i, keepdims=False), batches)
 
-        return _steps(update, state, batch, num_steps)
+        return _steps(update, state, _no_sums(update, state, batch), batch, num_steps)
 
     jit = partial(jax.jit, donate_argnums=0)
     jitted = jit(some, out_shardings=devices.everywhere(mesh)) if mesh else jit(some)
@@ -183,8 +200,16 @@ def make_stream_train(
     return train
 
 
-def _steps(update: Update, state: TrainState, batch: Callable[[Array], Examples], num_steps: Array):
-    """The state after updates on batch(0), batch(1), ..., and the sums of their metrics but of those skipped."""
+def _no_sums(update: Update, state: TrainState, batch: Callable[[Array], Examples]) -> dict[str, Array]:
+    """The sums of the metrics over no step: zeros."""
+    _, shapes = jax.eval_shape(lambda state: update(state, *batch(jnp.int32(0))), state)
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+
+def _steps(
+    update: Update, state: TrainState, sums: dict[str, Array], batch: Callable[[Array], Examples], num_steps: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after updates on batch(0), batch(1), ..., and `sums` with the metrics of the updates not skipped."""
 
     def step(i: Array, carry: tuple[TrainState, dict[str, Array]]):
         state, sums = carry
@@ -196,6 +221,4 @@ def _steps(update: Update, state: TrainState, batch: Callable[[Array], Examples]
         }
         return state, jax.tree.map(jnp.add, sums, counted)
 
-    _, shapes = jax.eval_shape(lambda state: update(state, *batch(jnp.int32(0))), state)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return jax.lax.fori_loop(0, num_steps, step, (state, zeros))
+    return jax.lax.fori_loop(0, num_steps, step, (state, sums))

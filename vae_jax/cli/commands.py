@@ -23,8 +23,8 @@ from vae_jax.evaluate import (
     evenly,
     make_annealed,
     make_evaluate,
+    make_mutual_information,
     mean,
-    mutual_information,
     standard_error,
     summarize,
 )
@@ -201,7 +201,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     if "nll" in summary and build.likelihood_of(config, data.shape).num_levels is not None:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if config.posterior != "delta":
-        information = np.asarray(mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
+        information = np.asarray(make_mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
         bound = log(len(result.kl))
         summary |= {"mutual_information": mean(information), "mutual_information_se": standard_error(information)}
         summary["mutual_information_bound"] = bound

@@ -25,8 +25,7 @@ from vae_jax.data import inputs
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.run import arrays, digests, metrics
-from vae_jax.run.runs import read_run
-from vae_jax.run.runs import steps as steps
+from vae_jax.run.runs import read_run, steps as steps
 from vae_jax.update import TrainState
 from vae_jax.xla import devices
 

@@ -50,10 +50,18 @@ def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool 
         _, update_one = build.make_training(config, vae, steps_per_epoch, traced.learning_rate, traced.beta)
         return update.make_train(update_one, config.batch_size)(state, examples, num_steps)
 
+    def at_once(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
+        # All members are at one step. As one number it leaves the loops as they are: their ends do not differ.
+        axes = jax.tree.map(lambda _: 0, states)._replace(step=None)
+        states, sums = jax.vmap(one, (axes, 0, None, None), (axes, 0))(
+            states._replace(step=states.step[0]), traced, examples, num_steps
+        )
+        return states._replace(step=jnp.full(states.key.shape, states.step)), sums
+
     def in_turn(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
         return jax.lax.map(lambda own: one(own[0], own[1], examples, num_steps), (states, traced))
 
-    return jax.jit(jax.vmap(one, (0, 0, None, None)) if batched else in_turn, donate_argnums=0)
+    return jax.jit(at_once if batched else in_turn, donate_argnums=0)
 
 
 def make_evaluate(vae: VAE, objective: Objective) -> Callable[..., Any]:
