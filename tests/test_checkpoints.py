@@ -1,6 +1,9 @@
 """A run directory is read by its path alone, keeps the latest two checkpoints and the best, and survives damage."""
 
+import contextlib
+import logging
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from vae_jax.config import Config
 from vae_jax.core import VAE
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.run import checkpoints, digests, metrics, runs
+from vae_jax.run import arrays as checkpoint_arrays, checkpoints, digests, metrics, runs
 
 CONFIG = Config(hidden_sizes=(3,), latent_dim=2, batch_size=4)
 DATA = DataInfo((5,), (), (0.0, 1.0), 40, 0, 10, "0123456789abcdef", None)
@@ -174,6 +177,19 @@ def test_resume_gives_back_the_log(run_dir, state, later):
     (run_dir / "metrics.jsonl").write_bytes(whole.replace(b"3", b"4") + later if later else b"")
     checkpoints.resume(run_dir, state)
     assert (run_dir / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("broken", (False, True))
+def test_the_caller_keeps_his_own_hook_and_loggers(run_dir, state, monkeypatch, broken):
+    monkeypatch.setattr(sys, "unraisablehook", print)
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.level for logger in loggers]
+    like = {"a": jnp.zeros(3)} if broken else {"params": state.params}
+    with contextlib.suppress(UserError, OSError):
+        checkpoint_arrays.read(run_dir / "checkpoints/15", **like)
+    with contextlib.suppress(OSError):
+        checkpoint_arrays.write(run_dir / "run.json/x" if broken else run_dir / "new", **like)
+    assert sys.unraisablehook is print and [logger.level for logger in loggers] == before
 
 
 def test_nothing_is_written_twice(run_dir, state):

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import io
+import logging
 import os
 import signal
 import sys
@@ -239,6 +240,9 @@ def script(main: Callable[[list[str]], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # Where a file cannot be written or read, threads that still work on others complain by pages, after the one line.
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.exit(run(main))
 
 

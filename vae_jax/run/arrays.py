@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,49 +22,53 @@ from vae_jax.errors import UserError
 
 def write(folder: Path, **trees: Any) -> None:
     """Each tree into a folder of its name. OSError if one cannot be written."""
-    ocp = _orbax()
-    # When one of its writes fails, the others go on and complain from their threads, by pages, until the process ends.
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    hook, levels = sys.unraisablehook, [logger.level for logger in loggers]
-    sys.unraisablehook = lambda _: None
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
     try:
-        with _checkpointer(ocp) as checkpointer:
+        with _quiet(), _checkpointer() as checkpointer:
             for name, tree in trees.items():
-                checkpointer.save((folder / name).absolute(), args=ocp.args.StandardSave(_host(tree)))
+                tree = jax.tree.map(np.asarray, tree)
+                checkpointer.save((folder / name).absolute(), args=_orbax().args.StandardSave(tree))
     except (OSError, ValueError, RuntimeError) as error:
         of_tensorstore = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(of_tensorstore[1]) if of_tensorstore else getattr(error, "errno", None)
         reason = os.strerror(code) if code else str(error).partition("\n")[0][:200]
         raise OSError(code or errno.EIO, reason, str(folder)) from error
-    sys.unraisablehook = hook
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 def read(folder: Path, **likes: Any) -> list[Any]:
     """The trees of a folder, with the shapes and types of `likes`. UserError if they have others."""
-    ocp, hook = _orbax(), sys.unraisablehook
-    sys.unraisablehook = lambda _: None  # of its threads, which complain by pages of what they cannot read
-    with _checkpointer(ocp) as checkpointer:
-        trees = [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
-    sys.unraisablehook = hook
-    return trees
+    with _quiet(), _checkpointer() as checkpointer:
+        return [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
 
 
 def _orbax() -> Any:
-    from absl import logging as absl_logging
-
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax logs a hundred lines a run
     import orbax.checkpoint as ocp
 
     return ocp
 
 
-def _checkpointer(ocp: Any) -> Any:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it orbax logs nothing: it has a hundred lines per run, and pages from its threads where a file fails."""
+    from absl import logging as absl_logging
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    hook, verbosity, levels = sys.unraisablehook, absl_logging.get_verbosity(), [logger.level for logger in loggers]
+    try:
+        sys.unraisablehook = lambda _: None
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        sys.unraisablehook = hook
+        absl_logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _checkpointer() -> Any:
     """Of this process alone: it asks no other one to take part."""
-    index = jax.process_index()
+    ocp, index = _orbax(), jax.process_index()
     alone = ocp.options.MultiprocessingOptions(index, {index}, "alone") if jax.process_count() > 1 else None
     options = {} if alone is None else {"multiprocessing_options": alone}
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
@@ -95,10 +101,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """By name."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)
 
 
 def _empty(a: Any) -> np.ndarray:

@@ -57,5 +57,5 @@ def draw_run(
         pictures.save_scatter(folder / "latents.png", mean, label)
         one = condition(vae, None if context is None else context[:1])
         manifold(folder / "manifold.png", one, params, data.range)
-    if records := metrics.read(folder):
-        pictures.save_curves(folder / "curves.png", records)
+    if (folder / "metrics.jsonl").exists():
+        pictures.save_curves(folder / "curves.png", metrics.read(folder))
