@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# By module. __init__.pyi says the same to type checkers.
+# The names that each module gives. __init__.pyi tells them to type checkers.
 _NAMES = {
     "annealing": ("annealed_log_weights",),
     "config": ("Config",),
@@ -53,5 +53,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What notebooks complete: also the names that are not there before their first use."""
+    """The names that notebooks complete: also the names that are not imported before their first use."""
     return sorted({*globals(), *__all__, *_MODULES} - {"Any", "import_module"})

@@ -1,4 +1,4 @@
-"""`python -m vae_jax COMMAND [flags]`: train a VAE and use it. Its run directory is all that a command needs."""
+"""`python -m vae_jax COMMAND [flags]`: train a VAE and use it. The commands that use it need only its run directory."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -124,12 +124,12 @@ def parse(argv: list[str]) -> Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """The exit status."""
-    return perform(parse(argv))  # it is parsed before jax is imported: a typo answers at once
+    """Run the command in `argv` and return the exit status."""
+    return perform(parse(argv))  # the flags are parsed before jax is imported, so that a typo is reported at once
 
 
 def perform(options: Namespace) -> int:
-    """Carry out the command that the flags name and print its result. The exit status."""
+    """Carry out the command that the flags name, print its result and return the exit status."""
     if "out" in options and options.out is None:
         options.out = options.run_dir / options.file_name
     console.setup_jax(options)

@@ -1,4 +1,4 @@
-"""log p(x) by annealed importance sampling: chains from the prior to the posterior that never ask q(z | x)."""
+"""Bounds log p(x) by annealed importance sampling: chains go from the prior to the posterior and never use q(z | x)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ from jax import Array
 from vae_jax import checks
 from vae_jax.core import VAE, Params
 
-TARGET_ACCEPTANCE = 0.65  # where HMC moves furthest for its cost in many dimensions (Neal 2011, section 5.4.4)
-ADAPTATION_RATE = 0.3  # d log(step size) / d acceptance: up to a ninth larger or a sixth smaller at a time
+TARGET_ACCEPTANCE = 0.65  # here HMC in many dimensions moves furthest for its cost (Neal 2011, section 5.4.4)
+ADAPTATION_RATE = 0.3  # d log(step size) / d acceptance: a step grows by at most 1/9 and shrinks by at most 1/6
 
 
 def annealed_log_weights(
@@ -25,16 +25,17 @@ def annealed_log_weights(
     num_leapfrog: int = 10,
     step_size: Any = 0.1,
 ) -> Array:
-    """log w of K chains per example, [K, B], in nats, with E[w] = p(x): `importance_bound` of it bounds log p(x).
+    """log w of K chains per example, [K, B], in nats. E[w] = p(x), so `importance_bound` of it bounds log p(x).
 
-    x: [B, *shape]; z: any pytree of continuous latents. A chain begins at z ~ p(z) and passes the temperatures t of
-    `sigmoidal_schedule`, at each with an HMC transition of `num_leapfrog` steps that keeps p(z) p(x | z)^t. Many chains
-    and temperatures make the bound tight; at num_steps = 1 the weights are p(x | z) at z ~ p(z).
+    x: [B, *shape]; z: any pytree of continuous latents. A chain begins at z ~ p(z) and passes through the temperatures
+    t of `sigmoidal_schedule`. At each t it takes one HMC transition of `num_leapfrog` steps, which leaves
+    p(z) p(x | z)^t invariant. Many chains and temperatures make the bound tight; if num_steps is 1, the weights are
+    p(x | z) at z ~ p(z).
 
-    As many chains again run beside them and fit the step size, from `step_size`, to each example and temperature:
-    chains that adapted to themselves would bias their weights. ValueError for a number below 1.
+    K more chains adapt the step size, which begins at `step_size`, to each example and temperature, because chains that
+    adapt to themselves would have biased weights. Raises ValueError if a number is below 1.
 
-    Neal 2001 (Statistics and Computing 11); for decoders Wu et al. 2017 (arXiv:1611.04273).
+    See Neal 2001 (Statistics and Computing 11), and for decoders Wu et al. 2017 (arXiv:1611.04273).
     """
     for name, number in {"num_chains": num_chains, "num_steps": num_steps, "num_leapfrog": num_leapfrog}.items():
         if number < 1:
@@ -71,7 +72,7 @@ def annealed_log_weights(
 
 
 def sigmoidal_schedule(num_steps: int, extent: float = 4.0) -> Array:
-    """Temperatures from 0 to 1, [num_steps + 1]: a sigmoid over [-extent, extent], rescaled. Wu et al. 2017."""
+    """Temperatures from 0 to 1, [num_steps + 1]: a rescaled sigmoid over [-extent, extent] (Wu et al. 2017)."""
     s = jax.nn.sigmoid(jnp.linspace(-extent, extent, num_steps + 1))
     return (s - s[0]) / (s[-1] - s[0])
 
@@ -79,7 +80,8 @@ def sigmoidal_schedule(num_steps: int, extent: float = 4.0) -> Array:
 def hmc(key: Array, z: Any, log_density: Callable[[Any], Array], step: Array, num_leapfrog: int) -> tuple[Any, Array]:
     """One Hamiltonian transition of each chain and example: the new z, and the probability of its acceptance, [K, B].
 
-    z: leaves of [K, B, ...]; log_density(z): [K, B], in nats, up to a constant; step: [B]. Neal 2011 (arXiv:1206.1901).
+    z: leaves of [K, B, ...]; log_density(z): [K, B], in nats, up to a constant; step: the step sizes, [B]. See Neal
+    2011 (arXiv:1206.1901).
     """
 
     def add(a: Any, b: Any, scale: float) -> Any:  # a + scale * step * b
@@ -103,7 +105,7 @@ def hmc(key: Array, z: Any, log_density: Callable[[Any], Array], step: Array, nu
     start = (z, jax.tree.unflatten(structure, draws), *evaluate(z))
     end, _ = jax.lax.scan(leapfrog, start, length=num_leapfrog)
     gain = end[2] - start[2] + _kinetic(start[1]) - _kinetic(end[1])
-    acceptance = jnp.nan_to_num(jnp.exp(jnp.minimum(gain, 0)))  # a diverged path has NaN, and is refused
+    acceptance = jnp.nan_to_num(jnp.exp(jnp.minimum(gain, 0)))  # a path that diverged gives NaN and is rejected
     accept = jax.random.uniform(accept_key, acceptance.shape, acceptance.dtype) < acceptance
     return jax.tree.map(lambda new, old: jnp.where(_align(accept, new), new, old), end[0], z), acceptance
 
@@ -114,5 +116,5 @@ def _kinetic(momentum: Any) -> Array:
 
 
 def _align(a: Array, b: Array) -> Array:
-    """a with the trailing axes that it lacks of b."""
+    """a with axes of size 1 at its end, as many as b has more."""
     return a.reshape(a.shape + (1,) * (b.ndim - a.ndim))

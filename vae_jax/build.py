@@ -1,4 +1,4 @@
-"""From a config to functions: the VAE, the objective, the optimiser and its schedules."""
+"""Turns a config into functions: the VAE, the objective, the optimiser and the schedules."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -33,33 +33,33 @@ MODEL_FIELDS = (
 
 
 def make_vae(config: Config, data: DataInfo) -> VAE:
-    """The VAE that `config` names for such data. UserError if they do not fit, or it would not fit into memory.
+    """The VAE that `config` describes. Raises UserError if it does not suit the data or does not fit into memory.
 
-    `init(key, x)` takes the training examples themselves, [N, *shape]: their mean sets the output bias, and their
-    spread the sigma of `gaussian_scalar`.
+    Its `init(key, x)` needs the training examples, [N, *shape], because their average sets the output bias and their
+    variance sets the sigma of `gaussian_scalar`.
     """
     vae = _build(config, data)
     try:
         abstract_params(vae, data)
-    except (TypeError, ValueError, OverflowError, AssertionError) as error:  # the last of glu
+    except (TypeError, ValueError, OverflowError, AssertionError) as error:  # glu raises AssertionError
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(f"The config makes no model: {reason}. Set other sizes or options.") from None
     return vae
 
 
 def abstract_params(vae: VAE, data: DataInfo) -> Params:
-    """The shapes and types of the parameters. None of them is made. ValueError if this machine cannot hold them."""
+    """The shapes and types of the parameters, without values. Raises ValueError if this machine cannot hold them."""
     params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
     check_memory(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), "the parameters take")
     return params
 
 
 def evaluation_options(config: Config) -> dict[str, Any]:
-    """Arguments of `evaluate.make_evaluate` with which it is faster than with its own. They change no figure."""
+    """Arguments with which `evaluate.make_evaluate` is faster than with its defaults. They change no figure."""
     if jax.default_backend() != "cpu":
         return {}
     jit = partial(compiling.jit, fusions=compiling.PRODUCTS)
-    if config.network == "convolutional":  # the windows of so few images stay in the cache
+    if config.network == "convolutional":  # so few images that their windows stay in the cache
         return {"batch_size": 32, "chunk_size": 4, "jit": jit}
     return {} if config.compute_dtype == "float32" else {"jit": jit}
 
@@ -139,7 +139,7 @@ def _network(
 
 
 def check_range(config: Config, value_range: tuple[float, float]) -> None:
-    """UserError if data lies where the likelihood, or the draw that binarises it, has no meaning."""
+    """Raise UserError if data lies outside the range for which the likelihood, or random binarisation, is defined."""
     cause = "binarization" if config.binarization != "none" else "likelihood"
     support = (0.0, 1.0) if cause == "binarization" else likelihood_of(config, ()).support
     if support and not (support[0] <= value_range[0] and value_range[1] <= support[1]):
@@ -150,7 +150,7 @@ def check_range(config: Config, value_range: tuple[float, float]) -> None:
 
 
 def num_levels(config: Config) -> int | None:
-    """How many evenly spaced values of [0, 1] the likelihood is of; None for any value."""
+    """The number of evenly spaced values in [0, 1] that the likelihood allows; None if it allows any value."""
     return likelihood_of(config, ()).num_levels
 
 
@@ -159,7 +159,7 @@ def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelih
 
 
 def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective that `config` names: (params, key, x, vae) -> (loss, metrics). UserError for a contradiction."""
+    """The objective of `config`: (params, key, x, vae) -> (loss, metrics). Raises UserError if fields conflict."""
     if config.objective == "iwae":
         weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "auto"}
         for name, neutral in weights.items():
@@ -199,8 +199,11 @@ def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array
 
 
 def make_evaluation_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective of `config` by its value alone, for the terms of one example, which `split_loss` puts together."""
-    estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # the same value without a gradient
+    """The objective of `config`, used for its value on single examples. `split_loss` combines these values.
+
+    With free bits, which are defined on averages over examples, it also gives the KL of each latent dimension.
+    """
+    estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # dreg has the same value
     objective = make_objective(replace(config, estimator=estimator, free_bits=0.0))
     if not config.free_bits:
         return objective
@@ -214,13 +217,13 @@ def make_evaluation_objective(config: Config) -> Callable[..., tuple[Array, dict
 
 
 def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The loss and the metrics of a split, from the `values` of `make_evaluation_objective` for each of its examples.
+    """The loss and the metrics of a split, from what the objective of `make_evaluation_objective` gives per example.
 
-    values: [N] each, and for free bits `kl_by_dimension` [N, L]. The results are averages over the split, but for the
-    KL in a loss with free bits: sum_d max(KL_d, free_bits) with KL_d averaged over the whole split, as over a batch in
-    training.
+    values: [N] each, and with free bits also `kl_by_dimension`, [N, L]. The results are averages over the split, except
+    the KL in a loss with free bits: it is sum_d max(KL_d, free_bits), where KL_d is averaged over the whole split. In
+    training, KL_d is averaged over a batch.
     """
-    with np.errstate(invalid="ignore"):  # of infinities of both signs
+    with np.errstate(invalid="ignore"):  # a mean of infinities of both signs
         means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
     if config.free_bits:
         each = means.pop("kl_by_dimension")
@@ -235,7 +238,7 @@ def make_training(
     learning_rate: Array | float | None = None,
     beta: Array | float | None = None,
 ) -> Training:
-    """The first state and the learning step that `config` names for a VAE. learning_rate, beta: as below."""
+    """The functions for the first state and a learning step. learning_rate, beta: see the next two functions."""
     return update.make_training(
         vae,
         make_objective(config),
@@ -249,9 +252,9 @@ def make_training(
 def make_optimizer(
     config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None
 ) -> optax.GradientTransformation:
-    """The optax optimiser, schedule and clipping that `config` names.
+    """The optax optimiser with the schedule and the clipping that `config` names.
 
-    learning_rate: the peak, possibly traced, in place of the config's. The state is the same for every value.
+    learning_rate: the peak, in place of the config's; it may be traced, and the first state does not depend on it.
     """
     functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and name[0] != "_"}
     choices = {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
@@ -260,7 +263,7 @@ def make_optimizer(
     schedule = make_schedule(config, steps_per_epoch, learning_rate)
     try:
         optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
-        weights = jnp.zeros((2, 2))  # an optimiser may accept what its first step cannot use
+        weights = jnp.zeros((2, 2))  # an optimiser may accept options with which its first step fails
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
             jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
     except Exception as error:
@@ -272,9 +275,9 @@ def make_optimizer(
 
 
 def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
-    """What of the objective is not constant: `beta`, which may rise from 0 (Bowman et al. 2016).
+    """The objective's arguments that change over the steps: `beta`, which may rise from 0 (Bowman et al. 2016).
 
-    beta: the weight at the end, possibly traced, in place of the config's.
+    beta: its final value, in place of the config's; it may be traced.
     """
     if config.beta_warmup_steps:
         return {"beta": optax.linear_schedule(0.0, config.beta if beta is None else beta, config.beta_warmup_steps)}
@@ -284,9 +287,9 @@ def make_schedules(config: Config, beta: Array | float | None = None) -> dict[st
 def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
     """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the end, or `burda`.
 
-    `burda` is 3^i epochs at 10^(-i/7) times the peak, i = 0, 1, ... (Burda et al. 2016, arXiv:1509.00519, section 5;
-    theirs ends with i = 7, after 3,280 epochs).
-    learning_rate: the peak, possibly traced, in place of the config's.
+    `burda` takes 3^i epochs at 10^(-i/7) times the peak, for i = 0, 1, ... (Burda et al. 2016, arXiv:1509.00519,
+    section 5, who end with i = 7, after 3,280 epochs).
+    learning_rate: the peak, in place of the config's; it may be traced.
     """
     total = config.num_epochs * steps_per_epoch
     if total > MAX_STEPS:

@@ -1,4 +1,4 @@
-"""What must hold of the three distributions of a VAE. It is checked while tracing, and so costs a step nothing."""
+"""Checks of what the functions of a VAE give. They run while JAX traces a step, so they cost nothing when it runs."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from vae_jax.core import VAE, Params
 
 
 def batch_shape(x: Any) -> tuple[int, ...]:
-    """(B,) of examples x: [B, ...], an array or a pytree of arrays. ValueError for none of them, or for bytes."""
+    """The shape (B,) of a batch x, [B, ...], an array or a pytree. Raises ValueError if x is empty or holds bytes."""
     leaves = jax.tree.leaves(x)
     shapes = [jnp.shape(leaf) for leaf in leaves]
     if not shapes or any(len(shape) == 0 or shape[0] == 0 for shape in shapes):
@@ -22,25 +22,26 @@ def batch_shape(x: Any) -> tuple[int, ...]:
 
 
 def posterior(vae: VAE, params: Params, x: Any) -> Any:
-    """q(z | x). ValueError if `encode` gives anything but a distribution."""
+    """q(z | x). Raises ValueError if `encode` does not return a distribution."""
     return _distribution("encode(params, x)", vae.encode(params, x))
 
 
 def prior(vae: VAE, params: Params) -> Any:
-    """p(z). ValueError if `prior` gives anything but a distribution."""
+    """p(z). Raises ValueError if `prior` does not return a distribution."""
     return _distribution("prior(params)", vae.prior(params))
 
 
 def log_prob(term: str, distribution: Any, value: Any, shape: tuple[int, ...]) -> Array:
-    """`distribution.log_prob(value)`, one number per example. term: what an error calls it, such as 'log p(x | z)'.
+    """`distribution.log_prob(value)`, one number per example.
 
-    ValueError unless it has `shape`: that of the batch, with its axis of samples in front if there is one.
+    term: the name of this number in error messages, such as 'log p(x | z)'. Raises ValueError unless the result has
+    `shape`: the shape of the batch, with the axis of the samples in front if there is one.
     """
     return per_example(term, _distribution(f"the distribution of {term}", distribution).log_prob(value), shape)
 
 
 def per_example(term: str, value: Array, shape: tuple[int, ...]) -> Array:
-    """`value` itself. ValueError unless it has `shape`, one number per example."""
+    """`value` itself. Raises ValueError unless it has `shape`, which means one number per example."""
     if jnp.shape(value) != shape:
         raise ValueError(
             f"{term} has shape {jnp.shape(value)}; expected {shape}, one number per example. Its distribution must sum "

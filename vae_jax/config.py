@@ -1,4 +1,4 @@
-"""The settings of a run: typed, documented, readable from a recipe, flags or a checkpoint. Imports no jax."""
+"""The settings of a run, read from a recipe, from flags or from a checkpoint. This module does not import jax."""
 
 import difflib
 import inspect
@@ -14,11 +14,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_jax.errors import MAX_LAYERS, UserError
 
-MAX_WHOLE = 2**32 - 1  # what a key of jax.random holds
-MAX_STEPS = 2**31 - 1  # what the count of steps holds, an int32
-MAX_SIZE = 2**24  # of a layer or a latent: an array of three such sizes still has a number of elements for XLA
-MAX_FLOAT = 3.4e38  # of float32: beyond it a number becomes infinite
-_MAX_DEPTH = 10  # of the lists and objects in options
+MAX_WHOLE = 2**32 - 1  # the largest seed of jax.random
+MAX_STEPS = 2**31 - 1  # an int32 counts the steps
+MAX_SIZE = 2**24  # of a layer or a latent, so that XLA can count the elements of the largest array
+MAX_FLOAT = 3.4e38  # the limit of float32, beyond which a number becomes infinite
+_MAX_DEPTH = 10  # how deep lists and objects may be nested in options
 
 
 def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int = 0, most: int = MAX_WHOLE) -> Any:
@@ -30,7 +30,7 @@ def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int =
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run computes. A value outside it cannot change the result."""
+    """All settings that decide the result of a run. Nothing outside a Config can change the result."""
 
     # fmt: off
     dataset: str = _setting("digits",
@@ -164,7 +164,7 @@ def load_recipe(path: str | Path) -> Config:
 
 
 def override(config: Config, values: dict[str, str]) -> Config:
-    """`config` with fields set from text, as given on a command line."""
+    """`config` with the fields in `values` set from text, as a command line gives it."""
     hints = get_type_hints(Config)
     for name in values:
         if name not in hints:
@@ -173,7 +173,7 @@ def override(config: Config, values: dict[str, str]) -> Config:
 
 
 def differences(config: Config, other: Config, names: Iterable[str] | None = None) -> dict[str, tuple[Any, Any]]:
-    """The fields, of `names` if given, in which two configs differ, with both values as JSON has them."""
+    """The fields that differ between two configs, with both values as in JSON. names: compare only these fields."""
     a, b = to_json(config), to_json(other)
     return {name: (a[name], b[name]) for name in names or a if a[name] != b[name]}
 
@@ -191,7 +191,7 @@ def from_json(values: dict[str, Any]) -> Config:
 
 
 def parse(name: str, text: str, kind: Any) -> Any:
-    """The value of type `kind` that `text` writes."""
+    """`text` as a value of type `kind`. Raises UserError if that is impossible; `name` is for the message."""
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -209,14 +209,17 @@ def parse(name: str, text: str, kind: Any) -> Any:
 
 
 def unknown(kind: str, name: Any, choices: tuple[str, ...]) -> UserError:
-    """The error for a name that is none of `choices`, with the nearest of them."""
+    """The error for a name that is not among `choices`. It suggests the most similar choice."""
     close = difflib.get_close_matches(str(name), choices, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UserError(f"Unknown {kind} {name!r}.{hint} Choose one of: {', '.join(choices)}.")
 
 
 def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any) -> Any:
-    """Call the function `name` of `module` that returns a `kind`; if there is none, or no such option, a UserError."""
+    """Call the function `name` of `module` if its annotation says that it returns a `kind`.
+
+    Raises UserError if there is no such function or option, or if the function raises TypeError or ValueError.
+    """
     functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")}
     known = {n: f for n, f in functions.items() if getattr(f.__annotations__.get("return"), "__name__", "") == kind}
     choices = tuple(sorted(known))
@@ -236,7 +239,7 @@ def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, if that changes nothing: 4 is a float, [400] a tuple; '4' and 0.5 are not ints."""
+    """`value` as type `kind`, if nothing is lost: 4 may be a float and [400] a tuple, but '4' and 0.5 are not ints."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) <= MAX_FLOAT else inf
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
@@ -252,7 +255,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _option(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the `kind` that a function's annotation says; whole numbers count something, from 1 to MAX_SIZE."""
+    """`value`, if it fits `kind`, the annotation of an argument. A whole number is a size, from 1 to MAX_SIZE."""
     if kind == Sequence[int]:
         kind = tuple[int, ...]
     if kind not in (int, float, str, bool, tuple[int, ...]):
@@ -267,7 +270,7 @@ def _option(name: str, value: Any, kind: Any) -> Any:
 
 
 def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
-    """UserError for more layers, or larger ones, than can be built."""
+    """Raise UserError for too many layers or too large layers."""
     if len(sizes) > MAX_LAYERS:
         raise UserError(f"{name} has {len(sizes)} layers; expected at most {MAX_LAYERS}.")
     if max(sizes, default=0) > MAX_SIZE:
@@ -275,7 +278,7 @@ def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
 
 
 def _check_options(name: str, value: Any, depth: int = 0) -> None:
-    """UserError for numbers that float32 does not hold, and for more nesting than a function could ask for."""
+    """Raise UserError for numbers that float32 does not hold, and for deeper nesting than any function needs."""
     if depth > _MAX_DEPTH:
         raise UserError(f"{name} is nested more than {_MAX_DEPTH} deep; expected a flat JSON object.")
     if isinstance(value, int | float) and not abs(value) <= MAX_FLOAT:

@@ -10,9 +10,10 @@ Params = Any  # a pytree of arrays
 
 
 class Distribution(Protocol):
-    """An immutable value holding arrays. The names are NumPyro's, so that its distributions fit as they are.
+    """A probability distribution: an immutable value that holds arrays.
 
-    `log_prob` sums the event axes: one number per example, in nats.
+    `log_prob` sums over the event axes and gives one number per example, in nats. The methods have NumPyro's names, so
+    that NumPyro's distributions fit as they are.
     """
 
     @property
@@ -22,10 +23,10 @@ class Distribution(Protocol):
 
 
 class Init(Protocol):
-    """init(key, x) -> params: how the parameters begin.
+    """init(key, x) -> params, the initial parameters.
 
-    key: one typed key. x: training examples, [N, *shape]. An initialiser may look at their values, as at their mean for
-    an output bias, or at their shape alone. params: any pytree of float arrays.
+    key: one typed key. x: training examples, [N, *shape]; `init` may use their values, for example their mean for an
+    output bias, or only their shape. params: any pytree of float arrays.
     """
 
     def __call__(self, key: Array, x: Any, /, *args: Any, **kwargs: Any) -> Params: ...
@@ -34,8 +35,8 @@ class Init(Protocol):
 class Encode(Protocol):
     """encode(params, x[, context]) -> q(z | x), the approximate posterior.
 
-    x: a batch, [B, *shape], of floats. context: one-hot labels, [B, C], of a conditional VAE. q: a `Distribution` with
-    the batch shape (B,), such as DiagonalGaussian(mean, log_var) of [B, L] each.
+    x: a batch, [B, *shape], of floats. context: one-hot labels, [B, C], if the VAE is conditional. q: a
+    `Distribution` with the batch shape (B,), such as DiagonalGaussian(mean, log_var) with arrays [B, L].
     """
 
     def __call__(self, params: Params, x: Any, /, *args: Any, **kwargs: Any) -> Any: ...
@@ -45,7 +46,7 @@ class Decode(Protocol):
     """decode(params, z[, context]) -> p(x | z), the likelihood.
 
     z: latents, [..., B, L], with any number of axes of samples in front. context: as in `Encode`, [B, C]. p: a
-    `Distribution` with the batch shape (..., B) that sums the axes of an example, such as Bernoulli(logits, event_dim).
+    `Distribution` with the batch shape (..., B) that sums over an example's axes, such as Bernoulli(logits, event_dim).
     """
 
     def __call__(self, params: Params, z: Any, /, *args: Any, **kwargs: Any) -> Any: ...
@@ -58,10 +59,10 @@ class PriorOf(Protocol):
 
 
 class VAE(NamedTuple):
-    """Three conditional distributions, each a pure function of the parameters, and how the parameters begin.
+    """Three distributions, each a pure function of the parameters, and a function that makes the initial ones.
 
-    A latent z may be any pytree, so a hierarchy is a joint distribution. A model with a label takes it as a last
-    argument `context` of `encode` and `decode`; `condition` turns it into a VAE without one.
+    A latent z may be any pytree; for a hierarchy, q and p are joint distributions of its latents. In a conditional VAE,
+    `encode` and `decode` take the label as a last argument `context`; `condition` makes a VAE without that argument.
     """
 
     init: Init
@@ -70,20 +71,20 @@ class VAE(NamedTuple):
     prior: PriorOf
 
 
-jax.tree_util.register_static(VAE)  # its functions are not arrays, and it may be an argument of a jitted function
+jax.tree_util.register_static(VAE)  # so that it may be an argument of a jitted function: its fields are not arrays
 
 
 class Examples(NamedTuple):
     """Examples on the device."""
 
     x: Array  # [N, *shape], uint8 or float32
-    context: Array | None  # [N, C], one-hot labels of a conditional VAE
+    context: Array | None  # [N, C], one-hot labels for a conditional VAE; else None
 
 
 def condition(vae: VAE, context: Array | None) -> VAE:
-    """The VAE of p(x | z, c) and q(z | x, c) for one batch of contexts c, [B, C]; `vae` itself if there are none.
+    """The VAE with q(z | x, c) and p(x | z, c) for the contexts c of one batch, [B, C]; `vae` itself if c is None.
 
-    Objectives and evaluation therefore know nothing of labels.
+    Its functions take no context, so objectives and evaluation need not know about labels.
     """
     if context is None:
         return vae
@@ -94,7 +95,7 @@ def condition(vae: VAE, context: Array | None) -> VAE:
 
 
 def with_context(x: Array, context: Array | None) -> Array:
-    """x with its context at the end, [..., D] and [..., C] -> [..., D + C]; x itself without one."""
+    """x and its context joined along the last axis, [..., D] and [..., C] -> [..., D + C]; x itself without one."""
     if context is None:
         return x
     return jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], context.shape[-1])).astype(x.dtype)], -1)
@@ -103,15 +104,16 @@ def with_context(x: Array, context: Array | None) -> Array:
 def reparameterize(key: Array, mean: Array, log_var: Array) -> Array:
     """z = mean + exp(log_var / 2) * eps with eps ~ N(0, I), so that gradients reach mean and log_var.
 
-    mean, log_var: arrays of one shape; z has that shape. Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
+    mean, log_var and z have the same shape. See Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
     """
     return mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def to_float(x: Array) -> Array:
-    """A byte v stands for v / 255."""
+    """Turn bytes v into v / 255 in float32. An array of another type is returned as it is."""
     if x.dtype != jnp.uint8:
         return x
-    # XLA would divide by multiplying with 1 / 255, wrong in the last bit. 65793 / 2^24 is 1 / 255 less 1 / (255 2^24).
+    # For v / 255, XLA would multiply v by a rounded 1 / 255, which is wrong in the last bit. The sum below is right in
+    # that bit, because 1 / 255 = 65793 / 2^24 + 1 / (255 * 2^24).
     v = x.astype(jnp.float32)
     return v * (65793 / 2**24) + v * (1 / 255 / 2**24)

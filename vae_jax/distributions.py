@@ -1,6 +1,6 @@
-"""Densities, divergences and the distributions made of them. Everything is in nats; the only import is jax.
+"""Log densities, KL divergences and the distributions built from them, all in nats.
 
-Functions take plain arrays; a distribution is a frozen pytree around them whose `event_dim` last axes are one event.
+A function takes plain arrays; a distribution is a frozen pytree of arrays, whose last `event_dim` axes are one event.
 """
 
 from collections.abc import Callable
@@ -19,26 +19,26 @@ T = TypeVar("T")
 
 
 def softplus(x: Array) -> Array:
-    """log(1 + exp(x)), elementwise. Several times faster on CPU than `jax.nn.softplus`, as exact."""
-    positive = x >= 0  # not abs(x), whose derivative at 0 would make that of softplus 0 there and not 1/2
+    """log(1 + exp(x)), elementwise: as exact as `jax.nn.softplus`, and several times faster on CPU."""
+    positive = x >= 0  # with abs(x) instead, the derivative at x = 0 would be 0, where it should be 1/2
     return jnp.where(positive, x, 0) + jnp.log1p(jnp.exp(jnp.where(positive, -x, x)))
 
 
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """log Bernoulli(x | sigmoid(logits)), elementwise.
 
-    For x inside (0, 1) this is the cross-entropy of grey pixels: a loss, not the likelihood of any data.
+    For grey pixels, 0 < x < 1, this is minus the cross-entropy: it can be a loss, but it is not a log-likelihood.
     """
-    return x * logits - softplus(logits)  # never the log of a probability: exact at logits of +-1e4
+    return x * logits - softplus(logits)  # exact even at logits of +-1e4, since it takes no log of a probability
 
 
 @jax.custom_jvp
 def _sum_bernoulli_log_prob(x: Array, logits: Array) -> Array:
-    """The sum of `bernoulli_log_prob` over the last axis, as exact, with one logarithm for 16 elements.
+    """The sum of `bernoulli_log_prob` over the last axis, equally exact, with one logarithm for up to 16 elements.
 
-    log(1 + a) + log(1 + b) = log(1 + (a + b + ab)), and on CPU a logarithm takes as long as all else.
+    It uses log(1 + a) + log(1 + b) = log(1 + (a + b + ab)). On CPU, a logarithm takes as long as everything else.
     """
-    size, group = logits.shape[-1], gcd(logits.shape[-1], 16)  # 16 factors of at most 2 are far from an overflow
+    size, group = logits.shape[-1], gcd(logits.shape[-1], 16)  # a product of 16 factors <= 2 cannot overflow
     odds = jnp.exp(-jnp.abs(logits)).reshape(*logits.shape[:-1], group, size // group)
     product = jax.lax.reduce(odds, jnp.zeros((), odds.dtype), lambda a, b: a + b + a * b, (odds.ndim - 2,))
     return jnp.sum(x * logits - jnp.maximum(logits, 0), -1) - jnp.sum(jnp.log1p(product), -1)
@@ -64,7 +64,7 @@ def full_gaussian_log_prob(x: Array, mean: Array, scale_tril: Array) -> Array:
 
 
 def kl_standard_normal(mean: Array, log_var: Array) -> Array:
-    """KL(N(mean, exp(log_var)) || N(0, I)), [..., L] -> [...]. Kingma & Welling 2014, appendix B."""
+    """KL(N(mean, exp(log_var)) || N(0, I)), [..., L] -> [...]. See Kingma & Welling 2014, appendix B."""
     return 0.5 * jnp.sum(_excess(log_var) + mean**2, -1)
 
 
@@ -76,8 +76,8 @@ def kl_diagonal_gaussians(mean_q: Array, log_var_q: Array, mean_p: Array, log_va
 def kl_gaussians(mean_q: Array, cov_q: Array, mean_p: Array, cov_p: Array) -> Array:
     """KL(N(mean_q, cov_q) || N(mean_p, cov_p)) for full covariances. means: [..., L]; covs: [..., L, L] -> [...].
 
-    (log |cov_p| - log |cov_q| - L + tr(cov_p^-1 cov_q) + d' cov_p^-1 d) / 2 with d = mean_p - mean_q. The ratio of
-    determinants has p, the second argument, on top; it is often printed upside down.
+    The KL is (log |cov_p| - log |cov_q| - L + tr(cov_p^-1 cov_q) + d' cov_p^-1 d) / 2 with d = mean_p - mean_q. The
+    ratio of determinants is |cov_p| / |cov_q|; it is often printed upside down.
     """
     _check_square("cov_q", cov_q, mean_q)
     _check_square("cov_p", cov_p, mean_p)
@@ -91,16 +91,16 @@ def kl_gaussians_tril(mean_q: Array, tril_q: Array, mean_p: Array, tril_p: Array
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
     mean_p, tril_p = expand_like(mean_p, mean_q), expand_like(tril_p, tril_q)
     distance = jnp.sum(_solve(tril_p, (mean_p - mean_q)[..., None]) ** 2, (-1, -2))
-    # The trace and the determinants meet on the diagonal, where `_excess` keeps the digits of their small difference.
+    # On the diagonal, the trace and the determinants nearly cancel; `_excess` keeps the digits of their difference.
     below = jnp.sum(jnp.tril(_solve(tril_p, tril_q), -1) ** 2, (-1, -2))
     log_q, log_p = (jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)) for tril in (tril_q, tril_p))
     return 0.5 * (jnp.sum(_excess(2 * (log_q - log_p)), -1) + below + distance)
 
 
 def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
-    """log q(z) - log p(z), [...]: unbiased for KL(q || p) at z ~ q, for any pair of distributions.
+    """log q(z) - log p(z), [...]: for z ~ q, an unbiased estimate of KL(q || p) for any pair of distributions.
 
-    ValueError if the two densities differ in shape: one of them does not sum the axes of its event.
+    Raises ValueError if the two densities differ in shape, because then one of them does not sum over its event axes.
     """
     log_q, log_p = q.log_prob(z), p.log_prob(z)
     if jnp.shape(log_q) != jnp.shape(log_p):
@@ -112,7 +112,7 @@ def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
 
 
 def kl_analytic(q: Any, p: Any, z: Any = None) -> Array:
-    """KL(q || p), [...], in closed form; `z` is unused. ValueError for a pair without one: Gaussians have it."""
+    """KL(q || p), [...], in closed form; `z` is unused. Raises ValueError if q or p is not one of the two Gaussians."""
     if not has_closed_form(q, p):
         kinds = f"{type(q).__name__} and {type(p).__name__}"
         raise ValueError(f"The KL of {kinds} has no closed form here. Set kl='auto' or 'monte_carlo' for its estimate.")
@@ -129,20 +129,20 @@ def has_closed_form(q: Any, p: Any) -> bool:
 
 
 def kl_divergence(q: Any, p: Any, z: Any) -> Array:
-    """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), else its estimate at z ~ q.
+    """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), otherwise an estimate at z ~ q.
 
-    A distribution q that knows a better estimate, such as a chain of Gaussians, has it as a method `kl(p, z)`.
+    The estimate is `q.kl(p, z)` if q has such a method, as `hierarchies.Chain` does; otherwise it is `kl_monte_carlo`.
     """
     if has_closed_form(q, p):
         return kl_analytic(q, p)
     return q.kl(p, z) if hasattr(q, "kl") else kl_monte_carlo(q, p, z)
 
 
-KL = {"auto": kl_divergence, "analytic": kl_analytic, "monte_carlo": kl_monte_carlo}  # by name, as objectives take it
+KL = {"auto": kl_divergence, "analytic": kl_analytic, "monte_carlo": kl_monte_carlo}  # the names that `kl` can take
 
 
 def kl_by_dimension(q: Any, p: Any) -> Array:
-    """KL(q || p) of each latent dimension, [..., L], for diagonal Gaussians; ValueError for others."""
+    """KL(q || p) of each latent dimension, [..., L]. Raises ValueError unless q and p are diagonal Gaussians."""
     if not (isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian)):
         kinds = f"{type(q).__name__} and {type(p).__name__}"
         raise ValueError(f"The KL of each dimension has a closed form for two DiagonalGaussian; got {kinds}.")
@@ -150,13 +150,13 @@ def kl_by_dimension(q: Any, p: Any) -> Array:
 
 
 def static(*, default: Any = MISSING) -> Any:
-    """A field of a distribution that is not an array."""
+    """Declare a field of a distribution that is not an array. JAX treats its value as a constant."""
     return field(default=default, metadata={"static": True})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def distribution(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen dataclass of arrays that is a pytree."""
+    """Class decorator: make the class a frozen dataclass of arrays that is also a pytree."""
     return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
 
 
@@ -219,7 +219,7 @@ class Bernoulli:
 
 @distribution
 class Delta:
-    """The whole mass at `mean`. Its log density is taken as 0: with it, a VAE is a deterministic autoencoder."""
+    """All the mass at `mean`. Its log density counts as 0, so a VAE with it and beta = 0 is a plain autoencoder."""
 
     mean: Array  # [..., *event]
     event_dim: int = static(default=1)
@@ -236,7 +236,7 @@ class GaussianMixture:
     """sum_c w_c N(mean_c, diag(exp(log_var_c))) with w = softmax(logits)."""
 
     logits: Array  # [C]
-    components: DiagonalGaussian  # of [C, L]
+    components: DiagonalGaussian  # with arrays [C, L]
 
     @property
     def mean(self) -> Array:
@@ -254,13 +254,13 @@ class GaussianMixture:
 
 @distribution
 class Flow:
-    """The distribution of forward(u) for u ~ base, with z = forward(u) and u = inverse(z) both in one pass.
+    """The distribution of z = forward(u) for u ~ base, where `forward` and its inverse both take a single pass.
 
-    `inverse(params, context, z)` gives u and log |du / dz|, [..., L] and [...]; `forward(params, context, u)` gives z.
-    `mean` is the image of the base's mean: a representative point, not the expectation.
+    `forward(params, context, u)` gives z, and `inverse(params, context, z)` gives u, [..., L], and log |det du / dz|,
+    [...]. `mean` is `forward` of the base's mean: a representative point, not the expectation.
     """
 
-    base: DiagonalGaussian  # of [..., L]
+    base: DiagonalGaussian  # with arrays [..., L]
     params: Any
     context: Array | None  # [..., C]
     forward: Callable[[Any, Array | None, Array], Array] = static()
@@ -279,7 +279,7 @@ class Flow:
 
 
 def expand_like(a: Array, b: Array) -> Array:
-    """a with the leading axes it lacks: explicit, since rank promotion hides mistakes."""
+    """a with axes of size 1 in front, as many as b has more. JAX would add them silently, which hides mistakes."""
     return a if a.ndim >= b.ndim else a.reshape((1,) * (b.ndim - a.ndim) + a.shape)
 
 
@@ -288,7 +288,7 @@ def sum_event(a: Array, event_dim: int) -> Array:
 
 
 def _flat(event_dim: int, value: Array, *parameters: Array) -> list[Array]:
-    """All with the leading axes of `value` and the event as one axis: over several, XLA:CPU is slower."""
+    """All arguments with as many leading axes as `value` and a single event axis, because XLA:CPU sums it faster."""
     expanded = (value, *(expand_like(a, value) for a in parameters))
     return [a.reshape(*a.shape[: a.ndim - event_dim], prod(a.shape[a.ndim - event_dim :])) for a in expanded]
 
@@ -302,8 +302,8 @@ def _kl_gaussian(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Arra
 
 
 def _excess(log_ratio: Array) -> Array:
-    """exp(r) - 1 - r, elementwise: what a ratio of variances adds to twice the KL."""
-    return jnp.expm1(log_ratio) - log_ratio  # exp(r) - 1 has few digits left near r = 0, where a latent is collapsed
+    """exp(r) - 1 - r, elementwise: what the log r of a ratio of variances adds to twice the KL."""
+    return jnp.expm1(log_ratio) - log_ratio  # near r = 0, where a latent has collapsed, exp(r) - 1 would lose digits
 
 
 def _solve(tril: Array, b: Array) -> Array:

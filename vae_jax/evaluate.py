@@ -1,7 +1,7 @@
-"""How good a VAE is, on every example of a split. One example at a time in the code, many at once on the device.
+"""Measures how good a VAE is on every example of a split; the code treats one example, and vmap runs many at once.
 
-Each example has its own key, from its index, and each posterior sample has one of that. So the figures of an example
-do not depend on how examples or samples are batched, and a ragged last batch counts exactly.
+Each example has its own random key, made from its index, and each posterior sample has a key made from that one, so
+an example's figures do not depend on how examples or samples are batched, or on whether the last batch is full.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,21 +23,21 @@ from vae_jax.update import Objective
 from vae_jax.xla import compiling, devices
 
 ACTIVE_VARIANCE = 0.01  # Var_x E_q[z] above which a latent dimension counts as active (Burda et al. 2016, section 5.1)
-HEAVY_TAIL = 0.7  # of Pareto's k, above which the bound of an example is unreliable (Vehtari et al. 2024, section 3)
-_EQUAL = 1e-3  # a share of the largest weight, within which weights are equal: rounding differs by as much
-FEW_SAMPLES = 10  # effective samples of an example, below which its bound hangs on a handful of draws
+HEAVY_TAIL = 0.7  # the Pareto k above which an example's bound is unreliable (Vehtari et al. 2024, section 3)
+_EQUAL = 1e-3  # weights closer than this share of the largest one count as equal: they may differ by rounding
+FEW_SAMPLES = 10  # with fewer effective samples, an example's bound depends on a handful of draws
 
 
 class Evaluation(NamedTuple):
-    """Per-example figures in nats. Of a point posterior, which has no density, those of importance weights are None."""
+    """Figures per example, in nats. A point posterior has no density: its figures from importance weights are None."""
 
     log_likelihood: Array  # [N], log p(x | z), averaged over the samples
     kl: Array  # [N]
     log_px: Array | None  # [N], the importance bound of log p(x) with `num_samples` samples
     effective_sample_size: Array | None  # [N], (sum w)^2 / sum w^2 of the importance weights, from 1 to `num_samples`
-    mean: Any  # [N, L], the mean of q(z | x); a pytree of such for a latent pytree
-    kl_by_dimension: Array | None  # [N, L], where q and p are diagonal Gaussians
-    pareto_k: Array | None = None  # [N], the tail of the importance weights, for 25 samples or more; see `pareto_k`
+    mean: Any  # [N, L], the mean of q(z | x); a pytree of such arrays if z is a pytree
+    kl_by_dimension: Array | None  # [N, L]; None unless q and p are diagonal Gaussians
+    pareto_k: Array | None = None  # [N], the tail of the importance weights; None below 21 samples. See `pareto_k`
 
 
 def make_evaluate(
@@ -49,10 +49,10 @@ def make_evaluate(
     kl: Callable[..., Array] = kl_divergence,
     jit: Callable[..., Any] = compiling.jit,
 ) -> Callable[..., Evaluation]:
-    """evaluate(params, key, examples) -> Evaluation of all of them, in one compiled call for each batch.
+    """evaluate(params, key, examples) -> the Evaluation of all examples, in one compiled call per batch.
 
-    Memory grows with batch_size * chunk_size decoded examples, and by 4 bytes for each example of a batch and each of
-    the `num_samples`. jit: what compiles a batch.
+    chunk_size: how many posterior samples are decoded at once. Memory holds batch_size * chunk_size decoded examples
+    and batch_size * num_samples weights of 4 bytes. jit: the function that compiles the call.
     """
     chunk_size, tail = min(chunk_size, num_samples), tail_size(num_samples)
 
@@ -64,7 +64,7 @@ def make_evaluate(
             z = q.sample(jax.random.fold_in(key, k))
             log_likelihood, log_w = log_weight(q, own.decode(params, z), p, x, z, batch)
             divergence = checks.per_example("KL(q(z | x) || p(z))", kl(q, p, z), batch)
-            # Samples past the last one fill the last chunk and count for nothing.
+            # Extra samples fill up the last chunk and count for nothing.
             real = k < num_samples
             return jax.tree.map(partial(jnp.where, real), (log_likelihood, divergence, log_w), (0.0, 0.0, -jnp.inf))
 
@@ -100,10 +100,10 @@ def make_evaluate(
 
 
 def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int = 500) -> Callable[..., Any]:
-    """evaluate(params, key, examples) -> (the objective's metrics with its `loss`, the mean of q), each per example.
+    """evaluate(params, key, examples) -> (the objective's metrics and its `loss`, the mean of q), each per example.
 
-    objective: that of `build.make_evaluation_objective`, whose terms of single examples `build.split_loss` puts
-    together; one that trains may compute gradients that are thrown away here.
+    objective: `build.make_evaluation_objective` makes it, and `build.split_loss` turns its figures per example into the
+    loss of a split. An objective for training may compute gradients that are thrown away here.
     """
 
     def one(params: Params, key: Array, x: Array, context: Array | None):
@@ -117,7 +117,7 @@ def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int =
 def make_annealed(vae: VAE, *, num_chains: int, num_steps: int, batch_size: int = 100) -> Callable[..., Array]:
     """evaluate(params, key, examples) -> the bound of log p(x) by annealed importance sampling, [N], in nats.
 
-    It never asks q(z | x), and so checks the importance bound: `annealing.annealed_log_weights`.
+    It does not use q(z | x), so it is a check of the importance bound. See `annealing.annealed_log_weights`.
     """
 
     def one(params: Params, key: Array, x: Array, context: Array | None) -> Array:
@@ -129,14 +129,14 @@ def make_annealed(vae: VAE, *, num_chains: int, num_steps: int, batch_size: int 
 
 
 def make_mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: int = 100) -> Callable[..., Array]:
-    """information(params, key, examples) -> log q(z_i | x_i) - log q(z_i) at z_i ~ q(z | x_i), one for each x_i.
+    """information(params, key, examples) -> log q(z_i | x_i) - log q(z_i) at z_i ~ q(z | x_i), one per example x_i.
 
-    [min(num_samples, N)], in nats, for the examples `evenly(N, num_samples)`; q(z) is the aggregate posterior, the
-    average of q(z | x) over all N examples. The mean is the mutual information of x and z under q, and the mean KL less
-    it is KL(q(z) || p(z)). Hoffman & Johnson 2016 (ELBO surgery), equation 5.
+    The result is [min(num_samples, N)], in nats, for the examples `evenly(N, num_samples)`. q(z) is the aggregate
+    posterior, the average of q(z | x) over all N examples. The mean of the result is the mutual information of x and z
+    under q; the mean KL minus it is KL(q(z) || p(z)). See Hoffman & Johnson 2016 (ELBO surgery), equation 5.
 
-    It is at most log N. Near that bound it only says that the posteriors do not overlap, and the KL less it says
-    nothing of KL(q(z) || p(z)).
+    The information is at most log N. If it is near log N, it only says that the posteriors do not overlap, and the
+    difference says nothing about KL(q(z) || p(z)).
     """
 
     @compiling.jit
@@ -160,7 +160,7 @@ def make_mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: in
             return (new_top, total * jnp.exp(top - new_top) + jnp.exp(log_q - new_top[None]).sum(0)), None
 
         z, own = jax.lax.map(draw, jnp.asarray(evenly(num, num_samples), jnp.int32), batch_size=batch_size)
-        # Its own q is in q(z), so that no z is beyond all of them.
+        # The maximum begins at log q(z_i | x_i), a term of q(z_i), so that it is finite for every z_i.
         (top, total), _ = jax.lax.scan(batch, (own, jnp.zeros_like(own)), jnp.arange(0, num, batch_size))
         return own - (top + jnp.log(total) - jnp.log(num))
 
@@ -168,24 +168,24 @@ def make_mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: in
 
 
 def evenly(num: int, count: int) -> np.ndarray:
-    """`count` of the numbers 0 .. num - 1, or all of them if they are fewer, evenly spaced: data may be sorted."""
+    """At most `count` of the numbers 0 .. num - 1, evenly spaced because data may be sorted."""
     count = min(count, num)
     return np.arange(count) * num // max(count, 1)
 
 
 def tail_size(num_samples: int) -> int:
-    """The number of importance weights that `pareto_k` looks at; 0 where there are too few for it."""
+    """The number of importance weights to which `pareto_k` fits a tail; 0 if there are too few samples."""
     size = ceil(min(num_samples / 5, 3 * num_samples**0.5))
     return size if size >= 5 else 0
 
 
 def pareto_k(log_w: Array, tail: int) -> Array:
-    """The shape k of the generalised Pareto distribution of the `tail` largest importance weights, [K, B] -> [B].
+    """The shape k of a generalised Pareto distribution fitted to the `tail` largest weights, [K, B] -> [B].
 
-    The weights have a finite variance for k < 1/2, and no mean for k >= 1; above 0.7 their average is unreliable. The
-    fit is that of Zhang & Stephens 2009 with the prior of Vehtari et al. 2024 (Pareto smoothed importance sampling,
-    arXiv:1507.02646, appendix C). It is inf where fewer than five weights count at all, and 0 where the
-    largest are equal to three digits.
+    The importance weights have a finite variance for k < 1/2 and no mean for k >= 1; above k = 0.7 their average is
+    unreliable. The method is from Zhang & Stephens 2009, with the prior of Vehtari et al. 2024 (Pareto smoothed
+    importance sampling, arXiv:1507.02646, appendix C). k is inf if fewer than five weights are large enough to count,
+    and 0 if the largest weights are equal to three digits.
     """
     top, _ = jax.lax.top_k(log_w.T, tail + 1)
     w = jnp.exp(top - top[:, :1])
@@ -202,25 +202,25 @@ def pareto_k(log_w: Array, tail: int) -> Array:
     shape = shape_of(theta)
     log_likelihood = tail * (jnp.log(-theta / shape) - shape - 1)
     k = shape_of(jnp.sum(theta * jax.nn.softmax(log_likelihood, -1), -1))
-    k = (tail * k + 10 * 0.5) / (tail + 10)  # a prior worth ten weights, at 1/2
+    k = (tail * k + 10 * 0.5) / (tail + 10)  # the prior says k = 1/2 with the strength of ten weights
     return jnp.where(last[:, 0] > _EQUAL, jnp.where(counts[:, 0], k, jnp.inf), 0)
 
 
 def active_units(mean: Any) -> int:
-    """The number of latent dimensions whose posterior mean varies over examples. mean: [N, L], or a pytree of such.
+    """The number of latent dimensions whose posterior mean varies over the examples.
 
-    Burda et al. 2016, section 5.1, for a prior N(0, I): the threshold is a share of its variance, so that under a
-    learned prior, whose scale is free, the count says little. Of a flow, `mean` is the image of the base's mean, and of
-    the latent inferred second in a hierarchy the mean given that of the first: not E_q[z] but a point in its place.
+    mean: [N, L], or a pytree of such arrays. See Burda et al. 2016, section 5.1. The threshold is a share of the
+    variance of N(0, I), so the count says little under a learned prior, whose scale is free. For a flow, and for the
+    latent that a hierarchy infers second, `mean` is not E_q[z] but a representative point: see `Flow` and `Chain`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))
 
 
 def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:
-    """Averages over the examples and their standard errors, None for one example.
+    """Averages over the examples, and their standard errors, which are None for a single example.
 
-    A point posterior has no density: `nll` and the other figures of importance weights are left out.
+    A point posterior has no density, so `nll` and the other figures from importance weights are left out for it.
     """
     elbo = result.log_likelihood - result.kl
     layers = result.mean.items() if isinstance(result.mean, dict) else ()
@@ -240,13 +240,13 @@ def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:
 
 
 def _summarize_weights(result: Evaluation, num_samples: int) -> dict[str, Any]:
-    """What the importance weights give, and how far to trust it.
+    """The figures that come from the importance weights, and how far to trust them.
 
-    `nll` is minus the `num_samples`-sample bound, `nll_se` its standard error over examples, `nll_weights_se` that over
-    the draws of the importance weights with the examples given, None for one sample. The latter is of the delta method:
-    it cannot exceed 1, and is too small where a few weights have all the weight. `share_ess_below_10` and
-    `share_pareto_k_above_0.7` are the shares of examples whose error may be larger: there `nll` is a loose bound,
-    which `make_annealed` checks.
+    `nll` is minus the bound from `num_samples` samples, and `nll_se` is its standard error over the examples.
+    `nll_weights_se` is its standard error over the draws of the samples, with the examples fixed; it is None for one
+    sample. By its formula (the delta method) it is at most 1, and too small where a few weights outweigh the rest.
+    `share_ess_below_10` and `share_pareto_k_above_0.7` are the shares of the examples whose error may be larger: for
+    these examples `nll` is a loose bound, which `make_annealed` checks.
     """
     if result.log_px is None or result.effective_sample_size is None:
         return {}
@@ -269,7 +269,10 @@ def _summarize_weights(result: Evaluation, num_samples: int) -> dict[str, Any]:
 def _over_examples(
     one: Callable[..., Any], batch_size: int, jit: Callable[..., Any] = compiling.jit
 ) -> Callable[..., Any]:
-    """`one(params, key, x [1, ...], context [1, C])` for every example, in batches padded to one size."""
+    """A function that calls `one(params, key, x [1, ...], context [1, C])` for every example, in batches of one size.
+
+    The last batch is padded, and the results of the padding are cut off.
+    """
 
     @jit
     def batch(params: Params, key: Array, index: Array, examples: Examples):
@@ -295,12 +298,12 @@ def _over_examples(
 
 
 def _is_point(q: Any) -> bool:
-    """Whether q has all its mass at a point, and so no density; of a chain of two, its first."""
+    """Whether q, or the first distribution of a Chain, has all its mass at one point, and so no density."""
     return isinstance(getattr(q, "first", q), Delta)
 
 
 def _only(tree: Any) -> Any:
-    """The one example of a batch of one."""
+    """The only example of a batch of one."""
     return jax.tree.map(lambda a: a[0], tree)
 
 
@@ -309,5 +312,5 @@ def mean(a: Any) -> float:
 
 
 def standard_error(a: Any) -> float | None:
-    """Of the mean of a; None for one number."""
+    """The standard error of the mean of a; None if a is one number."""
     return float(np.std(a, dtype=np.float64, ddof=1) / np.sqrt(len(a))) if len(a) > 1 else None

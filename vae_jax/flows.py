@@ -1,4 +1,4 @@
-"""Invertible maps of latents made of affine coupling layers, for flow priors and flow posteriors."""
+"""Invertible maps of z, built from affine coupling layers, for flow priors and flow posteriors."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,17 @@ from vae_jax.distributions import DiagonalGaussian, Flow
 from vae_jax.errors import MAX_LAYERS
 from vae_jax.networks import Function, coupling
 
-MAX_LOG_SCALE = 2.0  # a layer scales by e^-2 to e^2: no overflow in the first steps
+MAX_LOG_SCALE = 2.0  # a layer scales by e^-2 to e^2, so that the first steps do not overflow
 
 
 class RealNVP(NamedTuple):
-    """Affine couplings: a part of z moves by a shift and a scale that the other part decides, then they change places.
+    """Affine coupling layers: one part of z scales and shifts the other part, then the two parts change places.
 
-    Dinh et al. 2017 (arXiv:1605.08803), equations 7 and 8.
+    See Dinh et al. 2017 (arXiv:1605.08803), equations 7 and 8.
     """
 
-    kept: tuple[int, ...]  # by layer, the dimensions that decide
-    layers: tuple[Function, ...]
+    kept: tuple[int, ...]  # for each layer, the number of dimensions in the part that it reads and keeps
+    layers: tuple[Function, ...]  # each maps the kept part to shifts and log-scales for the other part
 
     def init(self, key: Array, context: Array | None = None) -> Params:
         keys = jax.random.split(key, len(self.layers))
@@ -49,7 +49,7 @@ class RealNVP(NamedTuple):
 
 
 def real_nvp(latent_dim: int, num_couplings: int, hidden_size: int) -> RealNVP:
-    """ValueError if there is nothing to couple."""
+    """A RealNVP that keeps half the dimensions per layer. Raises ValueError below 2 dimensions or 1 coupling."""
     if latent_dim < 2 or num_couplings < 1:
         raise ValueError(f"a flow of {num_couplings} couplings in {latent_dim} dimensions; expected at least 1 in 2.")
     if num_couplings > MAX_LAYERS:

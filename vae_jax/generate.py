@@ -1,4 +1,4 @@
-"""What a trained VAE can make: pure functions from (params, key or x, vae) to arrays of images."""
+"""Samples, reconstructions and views of the latent space: pure functions of (params, key or x, vae)."""
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -14,11 +14,11 @@ from jax.scipy.special import ndtri
 from vae_jax.core import VAE, Params, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
 
-MAX_CHUNK, CHUNK_VALUES = 10_000, 2**24  # samples of one call, and the numbers that describe them
+MAX_CHUNK, CHUNK_VALUES = 10_000, 2**24  # the most samples in one call, and the most numbers in their arrays
 
 
 class Samples(NamedTuple):
-    z: Any  # [N, L], or a pytree of such
+    z: Any  # [N, L], or a pytree of such arrays
     mean: Array  # [N, *shape], E[x | z]
     x: Array  # [N, *shape], a draw from p(x | z)
 
@@ -32,7 +32,7 @@ def sample(params: Params, key: Array, vae: VAE, num: int) -> Samples:
 
 
 def reconstruct(params: Params, x: Array, vae: VAE) -> Array:
-    """E[x' | z] at the posterior mean z of each x: [N, *shape]."""
+    """E[x | z] at the posterior mean z of each example: [N, *shape] -> [N, *shape]."""
     return vae.decode(params, vae.encode(params, x).mean).mean
 
 
@@ -45,9 +45,9 @@ def interpolate(params: Params, x: Array, y: Array, vae: VAE, num: int) -> Array
 
 
 def traverse(params: Params, x: Array, vae: VAE, num: int, extent: float = 3.0) -> Array:
-    """One latent dimension moved at a time from -extent to extent, the rest at the posterior mean of x [1, *shape].
+    """E[x | z] where one dimension of z runs from -extent to extent and the others stay at the posterior mean of x.
 
-    Result: [L, num, *shape], the dimensions of a latent pytree one after the other.
+    x: [1, *shape]. The result is [L, num, *shape]; if z is a pytree, the dimensions of its arrays follow one another.
     """
     z, unravel = ravel_pytree(vae.encode(params, x).mean)
     values = jnp.linspace(-extent, extent, num, dtype=z.dtype)
@@ -58,8 +58,8 @@ def traverse(params: Params, x: Array, vae: VAE, num: int, extent: float = 3.0) 
 def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussian: bool = False) -> Array:
     """E[x | z] over a num x num grid of a 2-dimensional z: [num, num, *shape].
 
-    The grid covers [-extent, extent]^2 evenly, or with `gaussian` lies at the quantiles of N(0, 1), as in figure 4 of
-    Kingma & Welling 2014. z_1 runs to the right and z_2 upwards.
+    The grid covers [-extent, extent]^2 evenly. With `gaussian`, its points are quantiles of N(0, 1) instead, as in
+    figure 4 of Kingma & Welling 2014. z_1 runs to the right and z_2 upwards.
     """
     axis = jnp.linspace(-extent, extent, num, dtype=jnp.float32)
     if gaussian:
@@ -69,20 +69,20 @@ def manifold(params: Params, vae: VAE, num: int, extent: float = 2.0, *, gaussia
 
 
 def flat(z: Any) -> Array:
-    """A latent, or a pytree of such, as vectors [N, L]: its parts one after the other."""
+    """z as vectors [N, L]; if z is a pytree, its arrays follow one another."""
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(z)], -1)
 
 
 def sample_flat(params: Params, key: Array, vae: VAE, num: int) -> Samples:
-    """`sample`, with z as `flat` makes it."""
+    """Draw as `sample` does, and turn z into vectors with `flat`."""
     drawn = sample(params, key, vae, num)
     return drawn._replace(z=flat(drawn.z))
 
 
 def chunk_size(params: Params, vae: VAE, num_classes: int = 0) -> int:
-    """How many samples are drawn in one call, so that any number of them takes the memory of these.
+    """How many samples one call should draw, so that the memory does not grow with the number of samples in all.
 
-    num_classes: of the labels that `vae` takes as its context, 0 without them.
+    num_classes: the number of classes whose labels `vae` takes as its context; 0 if it takes none.
     """
     own = condition(vae, jnp.zeros((1, num_classes), jnp.float32) if num_classes else None)
 
@@ -95,10 +95,10 @@ def chunk_size(params: Params, vae: VAE, num_classes: int = 0) -> int:
 
 
 def in_chunks(draw: Callable[[Array, int], Samples], key: Array, num: int, size: int) -> Iterator[Samples]:
-    """`num` samples in the host's memory, a chunk at a time, of draw(key, start), which gives `size` of them.
+    """Yield `num` samples as NumPy arrays, in chunks of the `size` samples that `draw(key, start)` gives.
 
-    The first chunk is of the key itself and chunk i of fold_in(key, i), as in `sample` of exported.py. start: how many
-    samples come before. The next chunk is computed while the caller handles one.
+    start: the number of samples before the chunk. The first chunk is drawn with the key itself, and chunk i with
+    fold_in(key, i), as `sample` in exported.py does. The next chunk is computed while the caller handles this one.
     """
     ahead = draw(key, 0)
     for start in range(0, num, size):
@@ -109,14 +109,14 @@ def in_chunks(draw: Callable[[Array, int], Samples], key: Array, num: int, size:
 
 
 def unflat(z: Array, like: Any) -> Any:
-    """The latent, a pytree of [N, L], from the vectors z that `flat` made of it. like: one of it, [1, L] each."""
+    """The inverse of `flat`: vectors z [N, L] as a pytree of arrays. like: such a pytree for one z, [1, L] each."""
     leaves, structure = jax.tree.flatten(like)
     ends = list(accumulate(leaf.size for leaf in leaves))
     return jax.tree.unflatten(structure, jnp.split(z, ends[:-1], -1))
 
 
 def moments(q: Any) -> dict[str, Array]:
-    """The mean of q(z | x) and, of a Gaussian, the log_var of each dimension: [N, L]."""
+    """The `mean` of q(z | x) and, if it is Gaussian, the `log_var` of each dimension, [N, L] each."""
     arrays = {"mean": flat(q.mean)}
     if isinstance(q, DiagonalGaussian):
         arrays["log_var"] = q.log_var

@@ -1,4 +1,4 @@
-"""Updates whose loss or gradient is not a finite number: skipped, counted, and the first one named."""
+"""Skips and counts the updates whose loss or gradient is not finite, and remembers the first of these updates."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-MAX_IN_A_ROW = 100  # skipped updates after which the run stops
+MAX_IN_A_ROW = 100  # a run stops after this many skipped updates in a row
 TERMS = ("log_likelihood", "kl", "loss", "gradient")  # in the order in which they are computed
 
 
 class Guard(NamedTuple):
-    """What was skipped so far, int32 each."""
+    """What has been skipped so far. Each field is an int32 scalar."""
 
-    skipped: Array  # updates
-    in_a_row: Array  # of them the last ones; from MAX_IN_A_ROW on every update is skipped
-    step: Array  # of the first one; -1 without one
-    term: Array  # what was not finite there, an index of TERMS
+    skipped: Array  # the number of skipped updates
+    in_a_row: Array  # how many of the latest updates were skipped; from MAX_IN_A_ROW on, every update is skipped
+    step: Array  # the step of the first skipped update; -1 if there is none
+    term: Array  # what was not finite in that step, as an index of TERMS
 
 
 def init() -> Guard:
@@ -25,9 +25,10 @@ def init() -> Guard:
 
 
 def check(guard: Guard, step: Array, metrics: Mapping[str, Array], grads: Any) -> tuple[Array, Guard]:
-    """Whether to take the update, bool [], and the guard after it. metrics: the objective's, with its `loss`.
+    """Whether to take the update, a bool [], and the guard after it.
 
-    The gradient counts as its squared norm: one that overflows would ruin the second moments of an optimiser.
+    metrics: the objective's metrics and its `loss`. The squared norm of the gradient must be finite too, because an
+    infinite one would ruin the second moments of an optimiser.
     """
     squares = sum(jnp.sum(g * g) for g in jax.tree.leaves(grads))
     values = [squares if name == "gradient" else metrics.get(name, jnp.zeros(())) for name in TERMS]
@@ -43,12 +44,12 @@ def check(guard: Guard, step: Array, metrics: Mapping[str, Array], grads: Any) -
 
 
 def describe(guard: Guard) -> str:
-    """One line for a person, of a guard that has skipped something."""
+    """One line that tells a person what was skipped. The guard must have skipped at least one update."""
     first = f"the first at step {guard.step}, where its {TERMS[guard.term]} was not finite"
     return f"{guard.skipped} updates skipped so far, {first}"
 
 
 def is_lost(guard: Guard, step: int, num_steps: int) -> bool:
-    """Whether a run at `step` of `num_steps` has failed: too many updates in a row were skipped, or its last half."""
+    """Whether a run has failed: it skipped MAX_IN_A_ROW updates in a row, or it has ended and skipped its last half."""
     ended_so = step >= num_steps and 2 * guard.in_a_row >= num_steps
     return bool(guard.in_a_row >= MAX_IN_A_ROW or ended_so)

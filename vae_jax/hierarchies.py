@@ -1,7 +1,7 @@
-"""Two latents, z1 next to x and z2 above it, by name: two VAEs joined to one whose latent is {"z1": ..., "z2": ...}.
+"""The hierarchies that a config can name: each joins two VAEs into a VAE with the latent {"z1": ..., "z2": ...}.
 
-The upper VAE gives p(z2) and p(z1 | z2), the lower one p(x | z1), and each infers its own latent. A label reaches the
-lower one only.
+The upper VAE gives p(z2), p(z1 | z2) and the posterior of z2; the lower VAE gives p(x | z1) or p(x | z1, z2) and the
+posterior of z1, and only the lower VAE takes a label.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from vae_jax.distributions import kl_divergence, kl_monte_carlo
 
 class Hierarchy(NamedTuple):
     latent_dim: int  # dimensions of z2
-    hidden_sizes: tuple[int, ...]  # of the networks between z2 and z1; from z2 to z1 in reverse order
+    hidden_sizes: tuple[int, ...]  # units of the layers from z1 to z2; from z2 to z1 they are in reverse order
     join: Callable[[VAE, VAE], VAE]  # (lower, upper) -> the VAE of both
-    infers_top_first: bool  # the upper encoder reads x and the lower one also z2; else the upper one reads z1
+    infers_top_first: bool  # whether z2 is inferred from x, then z1 from x and z2; else z1 from x, then z2 from z1
 
 
 def markov(*, latent_dim: int = 50, hidden_sizes: Sequence[int] = (100, 100)) -> Hierarchy:
-    """q(z1 | x) q(z2 | z1) and p(z2) p(z1 | z2) p(x | z1): the two stochastic layers of Burda et al. 2016, section 5.
+    """q(z1 | x) q(z2 | z1) and p(z2) p(z1 | z2) p(x | z1).
 
-    arXiv:1509.00519.
+    These are the two stochastic layers of Burda et al. 2016 (arXiv:1509.00519), section 5.
     """
 
     def join(lower: VAE, upper: VAE) -> VAE:
@@ -42,9 +42,9 @@ def markov(*, latent_dim: int = 50, hidden_sizes: Sequence[int] = (100, 100)) ->
 
 
 def hvae(*, latent_dim: int = 40, hidden_sizes: Sequence[int] = (300, 300)) -> Hierarchy:
-    """q(z2 | x) q(z1 | x, z2) and p(z2) p(z1 | z2) p(x | z1, z2): Tomczak & Welling 2018, section 4.
+    """q(z2 | x) q(z1 | x, z2) and p(z2) p(z1 | z2) p(x | z1, z2).
 
-    arXiv:1705.07120. With the prior `vamp`, p(z2) is their two-level VampPrior.
+    See Tomczak & Welling 2018 (arXiv:1705.07120), section 4. With the prior `vamp`, p(z2) is their two-level VampPrior.
     """
 
     def join(lower: VAE, upper: VAE) -> VAE:
@@ -64,9 +64,10 @@ def hvae(*, latent_dim: int = 40, hidden_sizes: Sequence[int] = (300, 300)) -> H
 
 
 class Chain(NamedTuple):
-    """p(a) p(b | a), a joint distribution over the latent {names[0]: a, names[1]: b}. No pytree: made where it is used.
+    """The joint distribution p(a) p(b | a) over the latent {names[0]: a, names[1]: b}.
 
-    `mean` is a's mean, and b's mean given it: a representative point, not the expectation.
+    `mean` holds the mean of a, and the mean of b given this a: a representative point, not the expectation. A Chain
+    holds a function, so it cannot be an argument or a result of a jitted function.
     """
 
     names: tuple[str, str]
@@ -88,7 +89,10 @@ class Chain(NamedTuple):
         return self.first.log_prob(a) + self.then(a).log_prob(b)
 
     def kl(self, p: "Chain", z: dict[str, Any]) -> Array:
-        """KL(q || p) at z ~ q: of two chains in one order in closed form given the first latent, where there is one."""
+        """An estimate of KL(q || p) at z ~ q, where q is this chain.
+
+        If q and p have their latents in the same order, each factor's KL is in closed form where it has one.
+        """
         if self.names != p.names:
             return kl_monte_carlo(self, p, z)
         a, b = (z[name] for name in self.names)

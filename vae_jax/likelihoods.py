@@ -1,4 +1,4 @@
-"""p(x | z) by name: how many numbers per element of x the decoder gives, and the distribution made of them."""
+"""The likelihoods p(x | z) that a config can name: what the decoder has to give, and what distribution it makes."""
 
 from collections.abc import Callable
 from math import log
@@ -11,21 +11,21 @@ from jax import Array
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
 
-MAX_LOG_VAR = 6.0  # bound on a learned log-variance: sigma within [0.05, 20]; without one a constant pixel diverges
+MAX_LOG_VAR = 6.0  # bounds a learned log-variance, sigma within [0.05, 20]; else a constant pixel would diverge
 
 
 class Likelihood(NamedTuple):
     num_outputs: int  # numbers per element of x that the decoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
-    output_bias: Callable[[Array], Array]  # average of the data -> the outputs [*shape, num_outputs] that have it
+    output_bias: Callable[[Array], Array]  # average of the data -> outputs [*shape, num_outputs] with that average
     init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
-    support: tuple[float, float] | None = None  # where x must lie, None for anywhere
-    average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...] that output_bias takes
-    num_levels: int | None = None  # x must be one of so many evenly spaced values of [0, 1]; None: any value
+    support: tuple[float, float] | None = None  # the interval in which x must lie; None: any
+    average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...], for output_bias
+    num_levels: int | None = None  # x takes this many evenly spaced values of [0, 1]; None: any value
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:
-    """Bernoulli(sigmoid(logits)) for x in {0, 1}; on grey x in [0, 1] a cross-entropy loss."""
+    """Bernoulli(sigmoid(logits)) for x in {0, 1}. For grey x in [0, 1], -log p is the cross-entropy loss."""
 
     def output_bias(mean: Array) -> Array:
         mean = jnp.clip(mean, 1e-3, 1 - 1e-3)
@@ -37,8 +37,8 @@ def bernoulli(shape: tuple[int, ...]) -> Likelihood:
 
 
 def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
-    """N(mean, sigma^2) with sigma fixed: at sigma 1, half the squared error plus log(2 pi) / 2 per element."""
-    if not 1e-18 <= sigma <= 1e18:  # float32 holds its square and the inverse of that
+    """N(mean, sigma^2) with a fixed sigma. For sigma 1, -log p is (x - mean)^2 / 2 + log(2 pi) / 2 per element."""
+    if not 1e-18 <= sigma <= 1e18:  # so that float32 holds sigma^2 and 1 / sigma^2
         raise ValueError(f"sigma is {sigma}; expected a positive number. From 1e-18 to 1e18 is possible.")
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
@@ -51,7 +51,7 @@ def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
 def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
     """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202).
 
-    It begins at the spread of the data: the root of the variance per element, averaged over the elements.
+    sigma^2 begins at the variance of the training data: the variance of each element, averaged over the elements.
     """
 
     def init(x: Array) -> Params:
@@ -74,11 +74,11 @@ def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
 
 
 def continuous_bernoulli(shape: tuple[int, ...]) -> Likelihood:
-    """The density proportional to exp(logits * x), for x in [0, 1]: what a cross-entropy of grey pixels lacks."""
+    """The density proportional to exp(logits * x) for x in [0, 1]: the cross-entropy of grey pixels, but normalised."""
 
     def output_bias(mean: Array) -> Array:
         mean = jnp.clip(mean, 1e-2, 1 - 1e-2)
-        start = 1 / (1 - mean) - 1 / mean  # right at both ends
+        start = 1 / (1 - mean) - 1 / mean  # exact in the limits mean -> 0 and mean -> 1
         return _solve(lambda logits: ContinuousBernoulli(logits).mean, mean, start)[..., None]
 
     return Likelihood(
@@ -87,10 +87,10 @@ def continuous_bernoulli(shape: tuple[int, ...]) -> Likelihood:
 
 
 def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
-    """A logistic rounded to bytes, location and scale of every element learned: a likelihood of 8-bit images."""
+    """A logistic distribution rounded to bytes, for 8-bit images. Each element has its own location and scale."""
 
     def build(params: Params, outputs: Array) -> DiscretizedLogistic:
-        # At 0 the scale is e^-2 = 0.14, the order of a pixel's spread.
+        # The output 0 means the scale e^-2 = 0.14, which is about the spread of a pixel.
         return DiscretizedLogistic(outputs[..., 0], _bounded(outputs[..., 1]) - 2, len(shape))
 
     def output_bias(mean: Array) -> Array:
@@ -105,13 +105,14 @@ def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
 def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
     """Every element takes one of `num_levels` evenly spaced values of [0, 1]: 256 for bytes, 17 for the digits.
 
-    The decoder has an output per level, so that bytes of large images take long and much memory: for those choose
-    `discretized_logistic`. It begins at how often each element takes each level, where every level counts once more.
+    The decoder has one output per element and level, so large images of bytes take much time and memory; choose
+    `discretized_logistic` for them. The output bias is the log of how often each element takes each level, after one
+    is added to every count.
     """
     if num_levels < 2:
         raise ValueError(f"num_levels is {num_levels}; expected at least 2.")
 
-    def average(x: Array) -> Array:  # one example at a time: the levels of all of them would fill the memory
+    def average(x: Array) -> Array:  # one example at a time, to save memory
         flat = x.reshape(x.shape[0], -1)
         element, count = jnp.arange(flat.shape[1]), jnp.ones((flat.shape[1], num_levels), x.dtype)
         count = jax.lax.fori_loop(0, len(x), lambda i, c: c.at[element, _level(flat[i], num_levels)].add(1.0), count)
@@ -131,7 +132,7 @@ def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
 class ContinuousBernoulli:
     """The density proportional to exp(logits * x) on [0, 1], independent over the event axes.
 
-    Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6, in its natural parameter.
+    See Loaiza-Ganem & Cunningham 2019 (arXiv:1907.06845), equation 6; `logits` is the natural parameter.
     """
 
     logits: Array  # [..., *event]
@@ -155,9 +156,9 @@ class ContinuousBernoulli:
 
 @distribution
 class DiscretizedLogistic:
-    """A logistic distribution rounded to the values 0, 1/255 .. 1, with its tails in the first and the last.
+    """A logistic distribution rounded to the values 0, 1/255, ..., 1. The values 0 and 1 also take its tails.
 
-    Salimans et al. 2017 (arXiv:1701.05517), equation 2, for one component. `log_prob` is that of whole bytes / 255.
+    See Salimans et al. 2017 (arXiv:1701.05517), equation 2, with one component. `log_prob` takes v / 255 for bytes v.
     """
 
     location: Array  # [..., *event]
@@ -180,7 +181,7 @@ class DiscretizedLogistic:
         inverse_scale = expand_like(jnp.exp(-self.log_scale), value)
         centered = value - expand_like(self.location, value)
         above, below = ((centered + half) * inverse_scale for half in (0.5 / 255, -0.5 / 255))
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of nearly equal numbers.
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) subtracts no nearly equal numbers.
         log_cdf, log_survival = -softplus(-above), -softplus(below)
         inside = log_cdf + log_survival + jnp.log(-jnp.expm1(-inverse_scale / 255))
         edge = 0.5 / 255
@@ -190,7 +191,7 @@ class DiscretizedLogistic:
 
 @distribution
 class Categorical:
-    """Each element of x takes one of the C values 0, 1/(C - 1) .. 1, independently, with softmax(logits)."""
+    """Each element of x independently takes one of the C values 0, 1/(C - 1), ..., 1 with softmax(logits)."""
 
     logits: Array  # [..., *event, C]
     event_dim: int = static(default=1)
@@ -217,14 +218,14 @@ def _level(x: Array, num_levels: int) -> Array:
 
 
 def _log_mean_exp(a: Array) -> Array:
-    """log of the integral of exp(a x) over [0, 1], elementwise: log((exp(a) - 1) / a), 0 at a = 0."""
+    """log of the integral of exp(a x) over [0, 1], elementwise: log((exp(a) - 1) / a), and 0 at a = 0."""
     size = jnp.maximum(jnp.abs(a), 0.1)
     large = jnp.maximum(a, 0) + jnp.log1p(-jnp.exp(-size)) - jnp.log(size)
     return jnp.where(jnp.abs(a) < 0.1, a / 2 + a**2 / 24 - a**4 / 2880, large)
 
 
 def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> Array:
-    """x with function(x) = target, elementwise, by Newton's method."""
+    """x with function(x) = target, elementwise, by 10 steps of Newton's method from `start`."""
 
     def step(_, x: Array) -> Array:
         value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
@@ -238,5 +239,5 @@ def _bounded(log_var: Array) -> Array:
 
 
 def _unbounded(log_var: Array) -> Array:
-    """Where `_bounded` gives `log_var`, or the nearest to it that still gets a gradient."""
+    """The inverse of `_bounded`, cut off where `_bounded` would pass almost no gradient."""
     return MAX_LOG_VAR * jnp.arctanh(jnp.clip(log_var / MAX_LOG_VAR, -0.95, 0.95))

@@ -1,4 +1,4 @@
-"""Encoders and decoders by name. The one file that knows they are Flax Linen modules."""
+"""The networks that a config can name. Only this file knows that encoders and decoders are Flax Linen modules."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -15,11 +15,11 @@ from vae_jax.errors import MAX_LAYERS
 from vae_jax.xla.convolution import conv, conv_transpose
 from vae_jax.xla.products import product
 
-MAX_WEIGHTS = 2**48  # of a layer: beyond 2^63 XLA ends the process, and long before no memory holds them
+MAX_WEIGHTS = 2**48  # of one layer: no memory holds more, and from 2^63 on XLA would end the process
 
 
 class Function(NamedTuple):
-    """A pure function of parameters; `context`, [..., C] or None, joins the input."""
+    """A network as a pure function of its parameters. `context`, [..., C] or None, is joined to the input."""
 
     init: Callable[[Array, Array, Array | None], Params]  # (key, input, context) -> params
     apply: Callable[[Params, Array, Array | None], Array]  # (params, input, context) -> outputs
@@ -41,11 +41,11 @@ def mlp(
     init_scale: float = 1.0,
     compute_dtype: str = "float32",
 ) -> Network:
-    """Dense layers of `hidden_sizes` units, in the decoder in reverse order.
+    """Dense layers of `hidden_sizes` units; the decoder has them in reverse order.
 
-    An activation is a name in `jax.nn`, or one name per hidden layer separated by commas; the decoder's is the
-    encoder's unless given. Weights begin with the variance init_scale / fan_in (LeCun's at 1, PyTorch's at 1/3).
-    compute_dtype: of the factors of the matrix products, see `products.product`.
+    An activation is the name of a function in `jax.nn`, or one name per hidden layer, separated by commas. An empty
+    `decoder_activation` means that the decoder uses `activation`. Weights begin with the variance init_scale / fan_in,
+    as LeCun's do for 1 and PyTorch's for 1/3. compute_dtype: the type of the factors in `products.product`.
     """
     _check_scale(init_scale)
     sizes, activations = tuple(hidden_sizes), _activations(activation, len(hidden_sizes))
@@ -79,12 +79,12 @@ def convolutional(
 ) -> Network:
     """3x3 convolutions of stride 2 with `channels`, then dense layers of `hidden_sizes`; the decoder mirrors them.
 
-    The decoder's dense layers end in the smallest image, each stride-2 transposed convolution doubles it, and a
-    convolution gives the outputs. `decoder_channels` are those of its images from the smallest on, channels[0] and
-    `channels` reversed unless given; from the last of them, if smaller than x, the convolution gives all the outputs
-    that a pixel covers (sub-pixel convolution, Shi et al. 2016). `encoder_blocks` and `decoder_blocks` are the numbers
-    of residual blocks, x + conv(activation(x)), of their images from the smallest on. For any H x W x C; otherwise as
-    `mlp`.
+    Images may have any size H x W x C. The decoder's dense layers give the smallest image, each transposed convolution
+    doubles its size, and a last convolution gives the outputs. `decoder_channels` are the channels of the decoder's
+    images, from the smallest on; by default channels[0], then `channels` reversed. If fewer are given, the last image
+    is smaller than x, and each of its pixels gives the outputs of all pixels that it covers (sub-pixel convolution, Shi
+    et al. 2016). `encoder_blocks` and `decoder_blocks` are the numbers of residual blocks, x + conv(activation(x)), on
+    each image, from the smallest on. The other arguments are as in `mlp`.
     """
     if len(shape) != 3:
         raise ValueError(f"The convolutional network got examples of shape {shape}; expected images [H, W, C].")
@@ -108,7 +108,7 @@ def convolutional(
 
 
 def coupling(num_outputs: int, *, hidden_size: int = 256, num_layers: int = 2) -> Function:
-    """The network inside a flow's coupling layer. Its outputs begin at 0, and so the flow as the identity."""
+    """The network inside a flow's coupling layer. Its outputs begin at 0, so a new flow only reorders dimensions."""
     return _function(_MLP((hidden_size,) * num_layers, num_outputs, (jax.nn.gelu,) * num_layers, 1.0, output_scale=0.0))
 
 
@@ -163,7 +163,7 @@ class _MLP(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """A 3x3 convolution, or its transpose to images of `output_size`, with a bias."""
+    """A 3x3 convolution with a bias; if `output_size` is given, a transposed convolution to images of that size."""
 
     channels: int
     stride: int
@@ -175,7 +175,7 @@ class _Kernel(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", _scaled(self.init_scale), (3, 3, x.shape[-1], self.channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
-        x, kernel, bias = promote_dtype(x, kernel, bias)  # as nn.Dense does
+        x, kernel, bias = promote_dtype(x, kernel, bias)  # nn.Dense does the same
         if self.output_size is None:
             y = conv(x, kernel, self.stride, self.compute_dtype)
         else:
@@ -194,7 +194,7 @@ class _Residual(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for _ in range(self.num_blocks):
-            # Half the variance: what many blocks add stays near the size of what they add to.
+            # With half the variance, what many blocks add stays about as large as their input.
             x = x + _Kernel(x.shape[-1], 1, self.init_scale / 2, self.compute_dtype)(self.activation(x))
         return self.activation(x)
 
@@ -254,7 +254,7 @@ class _ConvDecoder(nn.Module):
 
 
 def _depth_to_space(x: Array, zoom: int) -> Array:
-    """[B, h, w, zoom * zoom * C] to [B, h * zoom, w * zoom, C]."""
+    """Turn each pixel into zoom x zoom pixels: [B, h, w, zoom * zoom * C] to [B, h * zoom, w * zoom, C]."""
     b, h, w, _ = x.shape
     return x.reshape(b, h, w, zoom, zoom, -1).swapaxes(2, 3).reshape(b, h * zoom, w * zoom, -1)
 

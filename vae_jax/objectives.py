@@ -1,4 +1,4 @@
-"""What training minimises: pure functions of (params, key, x, vae), in nats per example."""
+"""The losses that training minimises: pure functions of (params, key, x, vae), in nats per example."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ Kl = str | Callable[..., Array]  # 'auto', 'analytic', 'monte_carlo', or a funct
 
 
 class Elbo(NamedTuple):
-    log_likelihood: Array  # [B], log p(x | z), the average over the posterior samples
+    log_likelihood: Array  # [B], log p(x | z), averaged over the posterior samples
     kl: Array  # [B], KL(q(z | x) || p(z))
 
 
@@ -31,14 +31,15 @@ def elbo(
 ) -> Elbo:
     """The two terms of the evidence lower bound, log p(x | z) - KL(q(z | x) || p(z)) at z ~ q(z | x).
 
-    x: [B, ...]; terms: [B], in nats, each the average over `num_samples` samples of z. kl: 'auto', the closed form
-    between Gaussians and else an estimate from the samples; 'analytic', the closed form or a ValueError; 'monte_carlo';
-    or a function (q, p, z) -> [B]. Kingma & Welling 2014 (arXiv:1312.6114), equations 3 and 7.
+    x: [B, ...]; terms: [B], in nats, each averaged over `num_samples` samples of z. kl: 'auto' uses the closed form
+    between Gaussians and otherwise an estimate from the samples; 'analytic' uses the closed form or raises ValueError;
+    'monte_carlo' always estimates; it may also be a function (q, p, z) -> [B]. See Kingma & Welling 2014
+    (arXiv:1312.6114), equations 3 and 7.
 
-    estimator: 'pathwise', or 'stl', sticking the landing (Roeder et al. 2017, arXiv:1703.09194): the same value, but
-    the parameters of log q(z | x) get no gradient, only z does. Its variance vanishes where q is the posterior. It
-    needs the 'monte_carlo' KL. ValueError for another estimator or combination, for bytes or no examples, and for a
-    density or a KL that is not one number per example.
+    estimator: 'pathwise' is the usual gradient. 'stl', sticking the landing (Roeder et al. 2017, arXiv:1703.09194), has
+    the same value, but q's parameters get a gradient through z only, not through log q(z | x). The gradient's variance
+    vanishes where q is the true posterior. 'stl' needs kl='monte_carlo'. Raises ValueError for another estimator or
+    combination, if x is empty or holds bytes, and if a density or the KL is not one number per example.
     """
     if estimator not in ("pathwise", "stl"):
         raise ValueError(f"The ELBO has no estimator {estimator!r}. Choose one of: pathwise, stl.")
@@ -76,12 +77,12 @@ def negative_elbo(
 ) -> tuple[Array, dict[str, Array]]:
     """(loss, metrics): the mean over the batch of -alpha * log p(x | z) + beta * KL, in nats per example.
 
-    The metrics `elbo`, `log_likelihood` and `kl` are those of the bound itself, whatever the weights. `alpha` and
-    `beta` may be traced. beta-VAE: Higgins et al. 2017, equation 4.
+    The metrics `elbo`, `log_likelihood` and `kl` do not depend on alpha, beta or free_bits. `alpha` and `beta` may be
+    traced. For the beta-VAE see Higgins et al. 2017, equation 4.
 
-    free_bits: the KL of each latent dimension, averaged over the batch, counts as at least so many nats (Kingma et al.
-    2016, arXiv:1606.04934, equation 15); for diagonal Gaussians in closed form, else ValueError. Such a loss is no
-    average over examples: `split_loss` gives that of a whole split.
+    free_bits: the KL of each latent dimension, averaged over the batch, counts as at least this many nats (Kingma et
+    al. 2016, arXiv:1606.04934, equation 15). It needs the closed form between diagonal Gaussians and raises ValueError
+    without it. Such a loss is not an average over examples: `build.split_loss` computes the loss of a whole split.
     """
     terms = elbo(params, key, x, vae, num_samples=num_samples, kl=kl, estimator=estimator)
     log_likelihood, divergence = (jnp.mean(term) for term in terms)
@@ -99,11 +100,11 @@ def negative_iwae(
 ) -> tuple[Array, dict[str, Array]]:
     """(loss, metrics): minus the importance-weighted bound log mean_k p(x, z_k) / q(z_k | x), averaged over the batch.
 
-    Burda et al. 2016 (arXiv:1509.00519), equation 8. The metrics are those of the ELBO at the same samples.
+    See Burda et al. 2016 (arXiv:1509.00519), equation 8. The metrics are the ELBO and its terms at the same samples.
 
-    estimator: 'pathwise', or 'dreg', doubly reparameterised (Tucker et al. 2019, arXiv:1810.04152, equation 8): the
-    same value; the gradient reaches q's parameters through z alone, weighted by the squared normalised weights. At
-    K = 1 it is sticking the landing. ValueError for another one.
+    estimator: 'pathwise' is the usual gradient. 'dreg', doubly reparameterised (Tucker et al. 2019, arXiv:1810.04152,
+    equation 8), has the same value, but q's parameters get a gradient through z only, weighted by the squares of the
+    normalised weights. At K = 1 it is sticking the landing. Raises ValueError for another estimator.
     """
     if estimator not in ("pathwise", "dreg"):
         raise ValueError(f"The importance-weighted bound has no estimator {estimator!r}. Choose: pathwise, dreg.")
@@ -117,7 +118,7 @@ def negative_iwae(
         w = jax.nn.softmax(log_w, 0)
         grad_params, grad_z = pull((jnp.zeros_like(w), w))
         grad_z = jax.tree.map(lambda g: g * w.reshape(*w.shape, *(1,) * (g.ndim - w.ndim)), grad_z)
-        # A function of value 0 with the gradient wanted: linear in params and z.
+        # `linear`, minus its own value, adds 0 to the bound and the wanted gradient to its gradient.
         linear = _dot(grad_params, params) + _dot(grad_z, z)
         bound = jnp.mean(importance_bound(log_w)) + (linear - jax.lax.stop_gradient(linear)) / w.shape[1]
     metrics = {
@@ -135,15 +136,15 @@ def log_weights(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: 
 
 
 def importance_bound(log_w: Array) -> Array:
-    """log mean_k exp(log_w_k), [K, B] -> [B]: a lower bound of log p(x) that rises with K.
+    """log mean_k exp(log_w_k), [K, B] -> [B]: on average a lower bound of log p(x) that rises with K.
 
-    Burda et al. 2016 (arXiv:1509.00519), equation 8.
+    See Burda et al. 2016 (arXiv:1509.00519), equation 8.
     """
     return jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
 
 
 def _log_weights(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -> tuple[Array, Array]:
-    """log p(x | z) and log p(x, z) - log q(z | x) at z [K, B, ...], q with parameters of its own: [K, B] each."""
+    """log p(x | z) and log p(x, z) - log q(z | x), [K, B] each, at z [K, B, ...]. q_params: the parameters of q."""
     q, p, batch = vae.encode(q_params, x), checks.prior(vae, params), checks.batch_shape(x)
 
     def one(z):
@@ -153,7 +154,10 @@ def _log_weights(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -
 
 
 def log_weight(q: Any, p_x: Any, p: Any, x: Any, z: Any, batch: tuple[int, ...]) -> tuple[Array, Array]:
-    """log p(x | z) and log p(x, z) - log q(z | x), [B] each, at one z [B, ...]. ValueError for another shape."""
+    """log p(x | z) and log p(x, z) - log q(z | x), [B] each, at one z [B, ...].
+
+    q, p_x and p are q(z | x), p(x | z) and p(z). Raises ValueError if one of their densities is not of shape `batch`.
+    """
     log_likelihood = checks.log_prob("log p(x | z)", p_x, x, batch)
     log_p, log_q = checks.log_prob("log p(z)", p, z, batch), checks.log_prob("log q(z | x)", q, z, batch)
     return log_likelihood, log_likelihood + log_p - log_q

@@ -1,4 +1,4 @@
-"""q(z | x) by name: how many numbers per example the encoder gives, and the distribution made of them."""
+"""The posteriors q(z | x) that a config can name: what the encoder has to give, and what distribution it makes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,17 +10,17 @@ from vae_jax import flows
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Delta, DiagonalGaussian, Flow, FullGaussian
 
-MAX_FULL = 2000  # dimensions of a full covariance: the encoder gives half their square, two million numbers
+MAX_FULL = 2000  # dimensions of the largest full covariance, for which the encoder gives two million numbers
 
 
 class Posterior(NamedTuple):
     num_outputs: int  # numbers per example that the encoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., num_outputs]) -> q(z | x)
-    init: Callable[[Array], Params] = lambda key: {}  # parameters beyond the encoder's
+    init: Callable[[Array], Params] = lambda key: {}  # key -> parameters beyond the encoder's
 
 
 def diagonal(latent_dim: int) -> Posterior:
-    """N(mean, diag(exp(log_var))), both linear in the encoder's last layer."""
+    """N(mean, diag(exp(log_var))). The encoder's outputs are `mean` and `log_var`."""
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
         mean, log_var = jnp.split(outputs, 2, axis=-1)
@@ -30,7 +30,7 @@ def diagonal(latent_dim: int) -> Posterior:
 
 
 def full_covariance(latent_dim: int) -> Posterior:
-    """N(mean, T T') with T lower triangular, its diagonal exponentiated."""
+    """N(mean, T T') with a lower-triangular T, whose diagonal is the exponential of encoder outputs."""
     if latent_dim > MAX_FULL:
         raise ValueError(f"latent_dim is {latent_dim}; expected at most {MAX_FULL}.")
     rows, columns = jnp.tril_indices(latent_dim, -1)
@@ -50,9 +50,9 @@ def delta(latent_dim: int) -> Posterior:
 
 
 def flow(latent_dim: int, *, num_couplings: int = 4, hidden_size: int = 128, context_size: int = 32) -> Posterior:
-    """A diagonal Gaussian through affine couplings that also see `context_size` numbers from the encoder.
+    """A diagonal Gaussian transformed by affine couplings, which also read `context_size` numbers from the encoder.
 
-    Rezende & Mohamed 2015 (arXiv:1505.05770) with the couplings of `flows.RealNVP`.
+    See Rezende & Mohamed 2015 (arXiv:1505.05770); `flows.RealNVP` describes the couplings.
     """
     couplings = flows.real_nvp(latent_dim, num_couplings, hidden_size)
 

@@ -1,4 +1,4 @@
-"""p(z) by name: its parameters and the distribution made of them."""
+"""The priors p(z) that a config can name: their parameters, and the distributions built from them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from vae_jax.distributions import DiagonalGaussian, GaussianMixture
 class Prior(NamedTuple):
     build: Callable[[Params, Callable[[Array], Distribution]], Distribution]  # (params, x -> q(z | x)) -> p(z)
     init: Callable[[Array, Array], Params] = lambda key, x: {}  # (key, training examples x) -> params
-    encodes: bool = False  # build calls encode, without a label, and needs a diagonal Gaussian
+    encodes: bool = False  # whether `build` calls x -> q(z | x), which must be a diagonal Gaussian without a label
 
 
 def standard_normal(latent_dim: int) -> Prior:
@@ -28,7 +28,7 @@ def mixture(latent_dim: int, *, num_components: int = 100) -> Prior:
 
     def init(key: Array, x: Array) -> Params:
         shape = (num_components, latent_dim)
-        mean = jax.random.normal(key, shape, jnp.float32)  # spread as N(0, I): equal components would stay equal
+        mean = jax.random.normal(key, shape, jnp.float32)  # drawn from N(0, I), since equal components would stay equal
         return {"logits": jnp.zeros_like(mean[:, 0]), "mean": mean, "log_var": jnp.zeros_like(mean)}
 
     def build(params: Params, encode: Callable[[Array], Distribution]) -> GaussianMixture:
@@ -40,7 +40,7 @@ def mixture(latent_dim: int, *, num_components: int = 100) -> Prior:
 def vamp(latent_dim: int, *, num_components: int = 500) -> Prior:
     """VampPrior: the mixture of q(z | u_c) over learned pseudo-inputs u_c, which begin as training examples.
 
-    Tomczak & Welling 2018 (arXiv:1705.07120), equation 9. For a diagonal posterior and x in [0, 1].
+    See Tomczak & Welling 2018 (arXiv:1705.07120), equation 9. It needs a diagonal posterior and x in [0, 1].
     """
 
     def init(key: Array, x: Array) -> Params:
@@ -57,7 +57,7 @@ def vamp(latent_dim: int, *, num_components: int = 500) -> Prior:
 
 
 def real_nvp(latent_dim: int, *, num_couplings: int = 6, hidden_size: int = 256) -> Prior:
-    """N(0, I) through affine couplings (`flows.RealNVP`), trained with the rest."""
+    """N(0, I) transformed by learned affine couplings (`flows.RealNVP`)."""
     flow = flows.real_nvp(latent_dim, num_couplings, hidden_size)
     return Prior(
         lambda params, encode: flow.distribution(params, _standard_normal(latent_dim)), lambda key, x: flow.init(key)

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a program runs: lines of log above a progress bar."""
+"""What a person sees on stderr while a program runs: the lines of a log above a progress bar."""
 
 import sys
 from collections.abc import Iterable
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def say(line: str) -> None:
-    """A line of log on stderr, above the progress bar."""
+    """Print one line of the log on stderr, above the progress bar."""
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stderr)
 
 
 def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
-    """A progress bar on stderr, drawn only in a terminal."""
+    """A progress bar on stderr, which is drawn only in a terminal."""
     from tqdm import tqdm
 
     return tqdm(steps, disable=None, dynamic_ncols=True, leave=False, **kwargs)

@@ -1,4 +1,4 @@
-"""The one learning step, and the jitted loop of many of them with the data on the device."""
+"""The learning step, and the loops that take many learning steps in one call."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -18,16 +18,16 @@ from vae_jax.data.streaming import Stream, make_batches, read_ahead, steps_per_c
 from vae_jax.guard import Guard
 from vae_jax.xla import devices
 
-_ORDER = 0xFFFFFFFF  # the fold_in of the order of examples; a step never counts so far
+_ORDER = 0xFFFFFFFF  # what the run's key folds in for the order of examples; no step is so large
 
 
 class TrainState(NamedTuple):
     step: Array  # int32
     params: Params
     opt_state: optax.OptState
-    ema: Params | None  # the average of the weights, None without one
-    key: Array  # the run's key: every draw is a fold_in of it and the step, so a resumed run repeats the unbroken one
-    guard: Guard  # of updates that were not finite
+    ema: Params | None  # the moving average of the weights; None if there is none
+    key: Array  # of the run; each draw folds the step into it, so that a resumed run repeats an unbroken run
+    guard: Guard  # what was skipped because it was not finite
 
     @property
     def averaged(self) -> Params:
@@ -40,7 +40,7 @@ Update = Callable[..., tuple[TrainState, dict[str, Array]]]  # (state, x, contex
 
 
 class Training(NamedTuple):
-    """How to begin and how to go on, as a pair of pure functions: `init, update = make_training(...)`."""
+    """A pure function for the first state and one for a learning step: `init, update = make_training(...)`."""
 
     init: Callable[[Array, Array], TrainState]  # (key, training examples x [N, *shape]) -> state
     update: Update
@@ -49,16 +49,16 @@ class Training(NamedTuple):
 def make_training(
     vae: VAE, objective: Objective, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, **options: Any
 ) -> Training:
-    """The state before the first step and the learning step, which agree: the state has what the step asks for.
+    """The functions for the first state and for a learning step, so that the state holds what the step needs.
 
-    ema_decay: of the average of the weights; 0: none is kept. options: those of `make_update`.
+    ema_decay: the decay of the moving average of the weights; 0: none is kept. options: arguments of `make_update`.
     """
     init = partial(init_state, vae, optimizer, ema=ema_decay > 0)
     return Training(init, make_update(vae, objective, optimizer, ema_decay=ema_decay, **options))
 
 
 def init_state(vae: VAE, optimizer: optax.GradientTransformation, key: Array, x: Array, *, ema: bool) -> TrainState:
-    """The state before the first step. x: training examples, [N, *shape] in float32."""
+    """The state before the first step. x: the training examples, [N, *shape] in float32."""
     init_key, run_key = jax.random.split(key)
     params = vae.init(init_key, x)
     average = jax.tree.map(jnp.copy, params) if ema else None
@@ -76,9 +76,9 @@ def make_update(
 ) -> Update:
     """The learning step: update(state, x, context=None) -> (state, metrics), a pure function to jit or to scan.
 
-    `prepare(key, x)` turns a stored batch into the model's input, by `to_float` and a fresh binarisation, say. The
-    metrics are the objective's, its `loss`, and `skipped`: 1 if the loss or the gradient was not finite, and the update
-    therefore left out, else 0. `schedules` give keyword arguments of the objective by step: beta, say.
+    `prepare(key, x)` turns a stored batch into the model's input, for example by `to_float` and a random binarisation.
+    The metrics are the objective's metrics, its `loss`, and `skipped`: 1 if the update was left out because the loss or
+    the gradient was not finite, else 0. `schedules` maps arguments of the objective, such as beta, to optax schedules.
     """
 
     def update(state: TrainState, x: Array, context: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
@@ -102,11 +102,11 @@ def make_update(
             params = optax.apply_updates(state.params, updates)
             if state.ema is None:
                 return params, opt_state, None
-            # The decay rises to its value, so that the average forgets the first weights.
+            # The decay rises to `ema_decay`, so that the average forgets the first weights.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
             return params, opt_state, optax.incremental_update(params, state.ema, 1 - decay)
 
-        # A branch is as fast as no guard, where to select between old and new numbers takes a tenth of a step on CPU.
+        # A branch costs no time; selecting between old and new numbers would take a tenth of a step on CPU.
         params, opt_state, ema = jax.lax.cond(taken, improve, lambda: (state.params, state.opt_state, state.ema))
         metrics["skipped"] = 1 - taken.astype(jnp.float32)
         return TrainState(state.step + 1, params, opt_state, ema, state.key, seen), metrics
@@ -117,12 +117,12 @@ def make_update(
 def make_train(
     update: Update, batch_size: int, mesh: Mesh | None = None
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """train(state, examples, num_steps) -> (state, sums of the metrics), to jit: many updates in one call.
+    """train(state, examples, num_steps) -> (state, sums of the metrics): many updates in one call. Jit it.
 
     The order of examples is a pure function of the run's key and the epoch, so a call may begin and end anywhere in an
-    epoch. An epoch takes every example once, without the last ones that are too few for a batch. `num_steps` may be
-    traced: one compilation then serves every call. Each batch is split over the devices of `mesh`, if given; the state
-    and the examples are whole on each device. ValueError if a batch has more examples than there are.
+    epoch. An epoch takes every example once, except the last ones that are too few for a batch. `num_steps` may be
+    traced, so that one compilation serves every call. If `mesh` is given, each batch is split over its devices, while
+    every device holds the whole state and all examples. Raises ValueError if there are too few examples for a batch.
     """
 
     def train(state: TrainState, examples: Examples, num_steps: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -132,7 +132,7 @@ def make_train(
         steps_per_epoch = num_examples // batch_size
 
         def batches(state: TrainState) -> tuple[Callable[[Array], Examples], Array]:
-            """batch(i) of the epoch that the state is in, counted from the state's step, and how many are left."""
+            """batch(i), the i-th batch from the state's step on in its epoch, and the number of batches left in it."""
             epoch, first = state.step // steps_per_epoch, state.step % steps_per_epoch
             order_key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), epoch)
             order = jax.random.permutation(order_key, num_examples)
@@ -161,11 +161,11 @@ def make_train(
 def make_stream_train(
     update: Update, batch_size: int, mesh: Mesh | None = None
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """train(state, stream, num_steps) -> (state, sums of the metrics), as `make_train`, of examples in a file.
+    """train(state, stream, num_steps) -> (state, sums of the metrics): like `make_train`, with examples from a file.
 
-    Not to jit: it is jitted, one compilation for all calls, and gives it batches that a thread has read in the
-    meantime. That reading ahead is all that it remembers of a call, so it is a pure function of its arguments. The
-    order of examples is that of `streaming.make_batches`.
+    Do not jit `train`: it calls a jitted function, compiled once, on batches that a thread has read ahead. It remembers
+    only these batches between calls, so its results depend on nothing but its arguments. `streaming.make_batches`
+    decides the order of examples.
     """
 
     def to_device(batches: np.ndarray) -> Array:
@@ -182,7 +182,7 @@ def make_stream_train(
 
     @lru_cache(maxsize=1)
     def chunks(stream: Stream, key: tuple[int, ...]) -> tuple[int, Callable[[int], Examples]]:
-        """The steps of a chunk, and chunk(n): the batches of the steps from n times so many on."""
+        """(size, chunk): the number of steps in a chunk, and chunk(n), the batches of the steps from n * size on."""
         size, batches = steps_per_chunk(stream, batch_size), make_batches(stream, batch_size, key)
         return size, read_ahead(lambda n: Examples(to_device(batches(n * size, size)), None))
 
@@ -201,7 +201,7 @@ def make_stream_train(
 
 
 def _no_sums(update: Update, state: TrainState, batch: Callable[[Array], Examples]) -> dict[str, Array]:
-    """The sums of the metrics over no step: zeros."""
+    """The sums of the metrics before any step: zeros."""
     _, shapes = jax.eval_shape(lambda state: update(state, *batch(jnp.int32(0))), state)
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
@@ -209,7 +209,10 @@ def _no_sums(update: Update, state: TrainState, batch: Callable[[Array], Example
 def _steps(
     update: Update, state: TrainState, sums: dict[str, Array], batch: Callable[[Array], Examples], num_steps: Array
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The state after updates on batch(0), batch(1), ..., and `sums` with the metrics of the updates not skipped."""
+    """The state after updates on batch(0), batch(1), ..., and `sums` plus the metrics of the updates.
+
+    A skipped update adds only to the sum of `skipped`.
+    """
 
     def step(i: Array, carry: tuple[TrainState, dict[str, Array]]):
         state, sums = carry

@@ -1,4 +1,4 @@
-"""A VAE put together of a network, a posterior, a likelihood and a prior."""
+"""Joins a network, a posterior, a likelihood and a prior into a VAE."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from vae_jax.core import VAE, Params, to_float
 
 
 class Parts(NamedTuple):
-    """What a VAE is made of."""
+    """The parts of a VAE."""
 
-    shape: tuple[int, ...]  # of what the encoder reads
+    shape: tuple[int, ...]  # of one example that the encoder reads
     encoder: networks.Function
     decoder: networks.Function
     posterior: posteriors.Posterior
@@ -24,10 +24,10 @@ class Parts(NamedTuple):
 
 
 def join(parts: Parts, output_bias: bool = False) -> VAE:
-    """The VAE of `parts`. Its `init(key, x)` takes the training examples, [N, *shape], bytes or floats.
+    """The VAE made of `parts`. Its `init(key, x)` takes the training examples, [N, *shape], as bytes or floats.
 
-    output_bias: the decoder's last bias begins at the average of the examples. Its functions raise a ValueError, while
-    tracing, for inputs of another shape or type, and for a context that is missing or needless.
+    output_bias: whether the decoder's last bias begins at the average of the examples. While JAX traces them, `encode`
+    and `decode` raise a ValueError for inputs of another shape or type, and for a missing or unexpected context.
     """
     shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
 
@@ -57,14 +57,14 @@ def join(parts: Parts, output_bias: bool = False) -> VAE:
 
     def prior_of(params: Params):
         p = prior.build(params["prior"], lambda x: encode(params, x))
-        dtype = jax.tree.leaves(params["decoder"])[0].dtype  # what a prior has beside its parameters is float32
+        dtype = jax.tree.leaves(params["decoder"])[0].dtype  # a prior's constants are float32 in any case
         return jax.tree.map(lambda a: a.astype(dtype), p)
 
     return VAE(init, encode, decode, prior_of)
 
 
 def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, context_size: int) -> None:
-    """ValueError, while tracing, for what the networks would misread or fail to take."""
+    """Raise ValueError, while JAX traces, for inputs that the networks would misread or could not take."""
     if a.shape[-len(shape) :] != shape or not jnp.issubdtype(a.dtype, jnp.floating):
         expected = f"floats of shape [..., {str(shape)[1:-1].rstrip(',')}], where a byte v stands for v / 255"
         raise ValueError(f"the network got {a.dtype} of shape {a.shape}; expected {expected}.")
@@ -77,7 +77,7 @@ def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, contex
 
 
 def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) -> Array:
-    """The bias of the last layer: one per element of x, or, where a convolution has another `size`, of each channel."""
+    """The bias of the last layer, [size]: the outputs of each element of x, or, in a convolution, of each channel."""
     bias = likelihood.output_bias(average)
     if bias.size != size:
         bias = likelihood.output_bias(jnp.mean(average, (0, 1)))

@@ -1,1 +1,1 @@
-"""What XLA has to be told: convolutions and products that it does badly, compiler settings, many devices."""
+"""Everything specific to XLA: faster convolutions and matrix products, compiler options, many devices."""

@@ -1,4 +1,4 @@
-"""Compiler settings: the one place that knows what XLA does badly."""
+"""The compiler options with which XLA evaluates a VAE faster."""
 
 from collections.abc import Callable
 from functools import cache
@@ -6,24 +6,24 @@ from typing import Any
 
 import jax
 
-PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  # a library fusion of XLA:CPU
+PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  # an option of XLA:CPU: give each matrix product to YNNPACK, a library
 
 
 def jit(function: Callable[..., Any], fusions: str = "", **kwargs: Any) -> Any:
-    """`jax.jit` for the loops of the evaluation, with the compiler options that they need. Not to be nested.
+    """`jax.jit` for the loops of the evaluation, with the compiler options that they need. Do not nest it in a jit.
 
-    fusions: what XLA:CPU may hand to YNNPACK.
+    fusions: the operations that XLA:CPU may hand to the library YNNPACK, such as PRODUCTS; '' for no operation.
     """
     return jax.jit(function, compiler_options=_options(fusions), **kwargs)
 
 
 @cache
 def _options(fusions: str) -> dict[str, str]:
-    """Empty where XLA does not know them.
+    """The compiler options for `fusions`; empty where XLA does not know them.
 
-    On CPU, XLA hands sums over pixels, with all that feeds them, to YNNPACK (jax 0.10 to 0.12). Without it an MLP is
-    evaluated 1.1 times as fast; it trains as fast or a little faster with it. But it alone takes products of bfloat16:
-    XLA's own are of float32. `tests/benchmarks/speed.py` measures it.
+    On CPU, XLA (jax 0.10 to 0.12) by default hands sums over pixels, and all that feeds them, to YNNPACK. Without
+    YNNPACK, the evaluation of an MLP is 1.1 times as fast, but its training is as fast or a little slower. Only YNNPACK
+    multiplies in bfloat16: XLA's own products are in float32. `tests/benchmarks/speed.py` measures these times.
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -1,8 +1,7 @@
-"""Convolutions that are fast on every backend, inside `lax.scan` and with gradients.
+"""Convolutions that are fast on every backend, inside `lax.scan` and with gradients (in reverse mode only).
 
-XLA:CPU compiles a convolution in a loop body to scalar code, 25 to 60 times slower than outside. There, a convolution
-copies its windows side by side and takes one matrix product; a transposed convolution takes one matrix product and adds
-up overlapping windows. The two memory movements are each other's transposes (reverse-mode derivatives only).
+XLA:CPU compiles a convolution in the body of a loop to scalar code, 25 to 60 times slower than outside the loop, so on
+CPU these convolutions are matrix products.
 """
 
 from collections.abc import Callable
@@ -15,6 +14,9 @@ from jax import Array, lax
 from vae_jax.errors import UserError
 from vae_jax.xla.products import moved, outer, product, with_vmap
 
+# On CPU, a convolution copies its windows side by side and takes one matrix product; a transposed convolution takes one
+# matrix product and adds up overlapping windows. Copying and adding up are each other's transposes.
+
 Size = tuple[int, int]
 Convolution = Callable[[Array, Array], Array]
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -23,8 +25,8 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 def conv(x: Array, kernel: Array, stride: int = 1, compute_dtype: str = "float32") -> Array:
     """Convolution with 'SAME' padding: `lax.conv_general_dilated(x, kernel, (stride, stride), "SAME")` in NHWC, HWIO.
 
-    x: [B, H, W, C]; kernel: [kh, kw, C, D]. Returns [B, ceil(H / stride), ceil(W / stride), D]. compute_dtype: of the
-    factors of its products.
+    x: [B, H, W, C]; kernel: [kh, kw, C, D]. Returns [B, ceil(H / stride), ceil(W / stride), D]. compute_dtype: the type
+    of the factors in its products.
     Raises UserError if the shapes do not fit.
     """
     _check(x, kernel)
@@ -32,7 +34,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, compute_dtype: str = "float32
     def products(x: Array, kernel: Array) -> Array:
         (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
         if stride == 1 and kh % 2 == kw % 2 == 1:
-            if d < c:  # moves D numbers for each tap, not C
+            if d < c:  # this moves D numbers per tap of the kernel, not C
                 return _product_then_fold(x, kernel[::-1, ::-1], 1, (h, w), compute_dtype)
             if compute_dtype != "float32":
                 return _same(x, kernel, compute_dtype)
@@ -50,10 +52,11 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, comp
     """Transpose of `conv`: each pixel of x adds a multiple of the kernel to the output, `stride` pixels apart.
 
     x: [B, h, w, C]; kernel: [kh, kw, C, D]; output_size: (H, W) with ceil(H / stride) = h and ceil(W / stride) = w.
-    Returns [B, H, W, D], the linear transpose at x of `conv` from [B, H, W, D] with `kernel.swapaxes(2, 3)`. Equals
-    `lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, lhs_dilation=(stride, stride))` where the padding
-    is (kh - 1 - p, p + H - 1 - (h - 1) * stride) for rows, with p = max((h - 1) * stride + kh - H, 0) // 2 the rows
-    that 'SAME' puts in front of H, and the same for columns.
+    Returns [B, H, W, D]: the linear transpose, applied to x, of the `conv` from [B, H, W, D] to [B, h, w, C] with
+    `kernel.swapaxes(2, 3)`. It equals
+    `lax.conv_general_dilated(x, kernel[::-1, ::-1], (1, 1), padding, lhs_dilation=(stride, stride))`.
+    The padding of the rows is (kh - 1 - p, p + H - 1 - (h - 1) * stride), where p is the number of rows that 'SAME'
+    puts before H rows, max((h - 1) * stride + kh - H, 0) // 2. The columns are padded in the same way.
     Raises UserError if the shapes do not fit.
     """
     _check(x, kernel)
@@ -80,14 +83,14 @@ def conv_transpose(x: Array, kernel: Array, stride: int, output_size: Size, comp
 
 
 def _in_one_batch(function: Convolution) -> Convolution:
-    """`function` with the axes that `vmap` gives x made part of its batch, unless it is differentiated.
+    """`function`, but so that an axis which `vmap` adds to x becomes part of the batch, unless it is differentiated.
 
-    XLA:CPU takes a quarter longer for arrays of more axes. A derivative would ask for the gradient of the kernel of
-    each part of the batch by itself.
+    XLA:CPU takes a quarter longer for arrays of more axes. A derivative needs the axis, because it asks for the
+    gradient of the kernel from each part of the batch.
     """
 
     def batch(size: int, batched: list[bool], x: Array, kernel: Array) -> tuple[Array, bool]:
-        if batched[1]:  # several models
+        if batched[1]:  # each model has its own kernel
             return jax.vmap(function, [0 if own else None for own in batched])(x, kernel), True
         y = merged(x.reshape(-1, *x.shape[2:]), kernel)
         return y.reshape(size, -1, *y.shape[1:]), True
@@ -100,7 +103,7 @@ def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: 
     (kh, kw, c, d), (b, h, w, _) = kernel.shape, x.shape
     if stride > 1 or d >= 16 or kh % 2 == 0 or kw % 2 == 0:
         return _fold(_product(x, kernel.transpose(2, 0, 1, 3).reshape(c, kh * kw * d), dtype), (kh, kw), stride, size)
-    # So few channels do not fill a vector register: the image's rows do, so each tap is a plane of pixels.
+    # So few channels do not fill a vector register, but an image's rows do, so each tap becomes a plane of pixels.
     weights = kernel.swapaxes(2, 3).reshape(kh * kw * d, c)
     planes = product(weights, x.reshape(-1, c).T, dtype).reshape(kh, kw, d, b, h, w)
     return jnp.moveaxis(_fold_planes(planes, (kh, kw)), 0, -1)
@@ -108,10 +111,11 @@ def _product_then_fold(x: Array, kernel: Array, stride: int, size: Size, dtype: 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _same(x: Array, kernel: Array, dtype: str) -> Array:
-    """Convolution of stride 1 with an odd kernel, of factors rounded before their windows are copied.
+    """Convolution of stride 1 with an odd kernel, which rounds its factors before it copies windows.
 
-    Where products are fast, copies take most of the time. Of the gradient of the result, one copy serves both
-    gradients, which need no windows of x. In float32, adding up windows is a little faster than copying them again.
+    In narrow types products are fast, so copies take most of the time. Here the windows of the result's gradient are
+    copied once for both gradients, and the windows of x are not needed again. In float32, adding up windows is a little
+    faster than such a copy.
     """
     return _same_forward(x, kernel, dtype)[0]
 
@@ -129,7 +133,7 @@ def _same_backward(dtype: str, saved: tuple[Array, Array], y_bar: Array) -> tupl
 
 
 def _windows_product(x: Array, kernel: Array, dtype: str) -> tuple[Array, Array]:
-    """The convolution, and the windows that it took."""
+    """The convolution of stride 1, and the windows of x that it multiplied."""
     (kh, kw, c, d), (_, h, w, _) = kernel.shape, x.shape
     windows = _windows(x, (kh, kw), 1, (h, w))
     return _product(windows, kernel.reshape(kh * kw * c, d), dtype), windows
@@ -143,7 +147,7 @@ def _product(x: Array, w: Array, dtype: str) -> Array:
     return product(x.reshape(-1, w.shape[0]), w, dtype).reshape(*x.shape[:-1], w.shape[1])
 
 
-# The gradients are by hand because that of a slice is a padded image.
+# The gradients are written by hand, because JAX's gradient of a slice is a whole padded image.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -160,7 +164,7 @@ def _windows(x: Array, kernel_size: Size, stride: int, size: Size) -> Array:
         taps = [x[:, t : t + rows : stride, u : u + columns : stride] for t in range(kh) for u in range(kw)]
         return jnp.concatenate(taps, -1)
 
-    # Without the barrier, what makes x is computed once for each window that a pixel is in.
+    # Without the barrier, XLA computes each pixel of x again for each window that it is in.
     return moved(copy, lax.optimization_barrier(x))
 
 
@@ -187,7 +191,7 @@ def _fold(y: Array, kernel_size: Size, stride: int, size: Size) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _fold_planes(y: Array, kernel_size: Size) -> Array:
-    """The sum of planes of pixels, each moved to its place: [kh, kw, ..., H, W] to [..., H, W]."""
+    """The sum of planes of pixels, each shifted to its place: [kh, kw, ..., H, W] to [..., H, W]."""
     (kh, kw), (h, w) = kernel_size, y.shape[-2:]
     y = _frame(y, kernel_size)
     shifted = [y[t, u, ..., kh - 1 - t :, kw - 1 - u :][..., :h, :w] for t in range(kh) for u in range(kw)]
@@ -211,11 +215,11 @@ _fold_planes.defvjp(lambda y, size: (_fold_planes(y, size), None), lambda size, 
 
 
 def _rounded(a: Array, dtype: str) -> Array:
-    return a if dtype == "float32" else a.astype(dtype)  # float64 stays what it is
+    return a if dtype == "float32" else a.astype(dtype)  # float64 is not rounded for 'float32'
 
 
 def _before(n: int, k: int, stride: int) -> int:
-    """Zeros that 'SAME' puts in front of n pixels for a kernel of k."""
+    """The number of zeros that 'SAME' puts before n pixels for a kernel of k pixels."""
     return max((-(-n // stride) - 1) * stride + k - n, 0) // 2
 
 

@@ -1,4 +1,4 @@
-"""Many devices, of one process or of several: a batch is split over them, everything else is on each of them."""
+"""Many devices, in one process or in several: a batch is split over them, and each device holds all other arrays."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -19,24 +19,24 @@ def make_mesh() -> Mesh:
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """Where parameters are: whole on each device."""
+    """The sharding of parameters: whole on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Where a batch is: its axis split over the devices."""
+    """The sharding of a batch: its `axis` is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the arrays of a tree are on; None if it is one device or none."""
+    """The mesh of the devices that hold a tree of arrays; None if there are fewer than two devices."""
     sharding = getattr(next(iter(jax.tree.leaves(tree)), None), "sharding", None)
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
-    """Arrays that every process has whole, to where they belong."""
+    """The arrays of a tree, which every process has whole, moved to the devices as `sharding` says."""
 
     def place(a: Any) -> Array:
         if jax.process_count() == 1:
@@ -50,12 +50,12 @@ def put(tree: Any, sharding: Sharding) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """The copy on this process's first device of arrays that are `everywhere`."""
+    """Arrays that are whole on each device (`everywhere`), as their copy on this process's first device."""
     return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, Array) else a, tree)
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays in any place as NumPy's, whole, in every process. All processes have to call it."""
+    """Arrays with any sharding as whole NumPy arrays, in every process. All processes have to call it."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
     from jax.experimental import multihost_utils
@@ -64,9 +64,9 @@ def fetch(tree: Any) -> Any:
 
 
 def from_first(function: Callable[[], Any], like: Any) -> Any:
-    """What `function` gives in the first process, a tree of arrays as `like`: in every process.
+    """Call `function` in the first process only, and return its result in every process.
 
-    If it raises there, the others raise a UserError.
+    like: a tree of arrays as in the result. If `function` raises, the other processes raise a UserError.
     """
     if jax.process_count() == 1:
         return function()
@@ -91,7 +91,7 @@ def from_first(function: Callable[[], Any], like: Any) -> Any:
 
 @contextmanager
 def of_first(context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Within `context`, which the first process enters. If that raises there, the others raise a UserError."""
+    """Enter `context` in the first process only. If that raises, the other processes raise a UserError."""
     with ExitStack() as stack:
 
         def enter() -> np.ndarray:
@@ -103,7 +103,7 @@ def of_first(context: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 def agree(count: int, stop: int) -> tuple[int, int]:
-    """The least count, and the status with which any process wants to stop, else 0: the same in all of them."""
+    """The least `count` and the largest `stop` of all processes, in each process. stop: an exit status; 0 to go on."""
     if jax.process_count() == 1:
         return count, stop
     from jax.experimental import multihost_utils
@@ -113,7 +113,7 @@ def agree(count: int, stop: int) -> tuple[int, int]:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """UserError if a batch does not divide over the devices."""
+    """Raise UserError if a batch cannot be split evenly over the devices."""
     if batch_size % mesh.size:
         below = batch_size // mesh.size * mesh.size
         nearest = " or ".join(str(size) for size in (below, below + mesh.size) if size)

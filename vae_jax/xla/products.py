@@ -11,9 +11,9 @@ DTYPES = ("float32", "bfloat16")
 
 
 def product(x: Array, w: Array, compute_dtype: str = "float32") -> Array:
-    """x @ w for x [..., I] and w [I, O], in float32: factors rounded to `compute_dtype`, sums not.
+    """x @ w for x [..., I] and w [I, O]. Factors are rounded to `compute_dtype`, and sums are in float32.
 
-    So are those of its gradients (reverse mode only, unless float32).
+    The same holds for the products in its gradients. These exist in reverse mode only, unless the type is float32.
     """
     if compute_dtype == "float32":
         return x @ w
@@ -21,9 +21,9 @@ def product(x: Array, w: Array, compute_dtype: str = "float32") -> Array:
 
 
 def with_vmap(function: Callable[..., Array], rule: Callable[..., tuple[Array, bool]]) -> Callable[..., Array]:
-    """`function` with a rule of its own for vmap, where it is not differentiated.
+    """`function` with its own `rule` for vmap, which applies unless `function` is differentiated.
 
-    rule: (size, which arguments have the axis, *arguments) -> (result, True if it has the axis).
+    rule: (axis size, for each argument whether it has the axis, *arguments) -> (result, whether it has the axis).
     """
     own = jax.custom_batching.custom_vmap(function)
     own.def_vmap(rule)
@@ -34,7 +34,7 @@ def with_vmap(function: Callable[..., Array], rule: Callable[..., tuple[Array, b
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def moved(move: Callable[[Array], Array], x: Array) -> Array:
-    """move(x), where `move` copies numbers and adds zeros: as integers, since XLA:CPU copies bfloat16 as float32."""
+    """move(x), where `move` copies numbers and adds zeros. It copies bfloat16 as integers: XLA:CPU would widen it."""
     if x.dtype != jnp.bfloat16:
         return move(x)
     return lax.bitcast_convert_type(move(lax.bitcast_convert_type(x, jnp.uint16)), x.dtype)
@@ -43,7 +43,7 @@ def moved(move: Callable[[Array], Array], x: Array) -> Array:
 moved.defvjp(lambda move, x: jax.vjp(move, x), lambda move, back, y_bar: back(y_bar))
 
 
-# The gradients are by hand because JAX's own take products with the cotangent in float32.
+# The gradients are written by hand, because JAX's own would multiply with the cotangent in float32.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -70,15 +70,16 @@ def _outer_by_columns(x: Array, y_bar: Array) -> Array:
 
 
 def _outer_by_rows(x: Array, y_bar: Array) -> Array:
-    # XLA:CPU (jax 0.10 to 0.12) widens bfloat16 matrices to multiply their columns, and takes twice the time. A plain
-    # transpose it would undo, and without the barrier swap the factors of a result that is transposed, then fail.
+    # To multiply columns of bfloat16 matrices, XLA:CPU (jax 0.10 to 0.12) widens them, which takes twice the time. So x
+    # is transposed first, in two halves because XLA would undo a plain transpose. Without the barrier, XLA would swap
+    # the factors of a result that is transposed, and then fail.
     half = len(x) // 2
     rows = moved(lambda x: jnp.concatenate([x[:half].T, x[half:].T], 1), x)
     return lax.optimization_barrier(_dot(rows, y_bar, (1,), (0,)))
 
 
 def _outer_by_vmap(size: int, batched: list[bool], x: Array, y_bar: Array) -> tuple[Array, bool]:
-    if not batched[0]:  # XLA:CPU has no bfloat16 product of the columns of a matrix with a stack of matrices
+    if not batched[0]:  # XLA:CPU cannot multiply a bfloat16 matrix's columns with a stack of matrices
         x = jnp.broadcast_to(x, (size, *x.shape))
     own = jax.vmap(lambda x, y_bar: _outer_by_columns(*_matrices(x, y_bar)), (0, 0 if batched[1] else None))
     return own(x, y_bar), True
@@ -93,4 +94,4 @@ def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...]) -
 
 
 _narrow.defvjp(_forward, _backward)
-outer = with_vmap(_outer, _outer_by_vmap)  # the gradient of w in `product(x, w)`, [I, O], of [..., I] and [..., O]
+outer = with_vmap(_outer, _outer_by_vmap)  # (x [..., I], y_bar [..., O]) -> w's gradient in `product(x, w)`, [I, O]
