@@ -39,8 +39,8 @@ one = update.make_update(vae, objective, optimizer, prepare=inputs.make_prepare(
 losses = {}
 for count in json.loads(sys.argv[2]):
     mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
-    where = devices.everywhere(mesh)
-    own = devices.put(examples, where)
+    where = devices.replicated(mesh)
+    own = devices.place(examples, where)
     train = jax.jit(update.make_train(one, 16, mesh), donate_argnums=0, out_shardings=where)
     start = jax.jit(lambda key, x: update.init_state(vae, optimizer, key, x, ema=False), out_shardings=where)
     state, losses[count] = start(jax.random.key(0), own.x), []
@@ -216,8 +216,8 @@ def test_a_batch_that_divides_passes():
 def test_arrays_go_out_and_come_back():
     mesh = devices.make_mesh()
     tree = {"a": jnp.arange(6.0), "key": jax.random.key(3)}
-    there = devices.put(tree, devices.everywhere(mesh))
+    there = devices.place(tree, devices.replicated(mesh))
     assert devices.mesh_of(there) is None, "one device"
     assert devices.agree(3, False) == (3, False)
-    np.testing.assert_array_equal(devices.fetch(there["a"]), tree["a"])
-    np.testing.assert_array_equal(jax.random.key_data(devices.local(there)["key"]), jax.random.key_data(tree["key"]))
+    np.testing.assert_array_equal(devices.to_host(there["a"]), tree["a"])
+    np.testing.assert_array_equal(jax.random.key_data(devices.local_copy(there)["key"]), jax.random.key_data(tree["key"]))

@@ -287,11 +287,11 @@ def _over_examples(
         mesh, parts = devices.mesh_of(params), []
         if mesh:
             size = -(-size // mesh.size) * mesh.size
-            key, examples = devices.put((key, examples), devices.everywhere(mesh))
+            key, examples = devices.place((key, examples), devices.replicated(mesh))
         for start in progress(range(0, num, size)):
             index = np.minimum(np.arange(start, start + size), num - 1)
-            part = batch(params, key, devices.put(index, devices.split(mesh)) if mesh else index, examples)
-            parts.append(jax.tree.map(lambda a, left=num - start: a[:left], devices.fetch(part)))
+            part = batch(params, key, devices.place(index, devices.batch_sharded(mesh)) if mesh else index, examples)
+            parts.append(jax.tree.map(lambda a, left=num - start: a[:left], devices.to_host(part)))
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
     return evaluate

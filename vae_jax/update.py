@@ -140,7 +140,7 @@ def make_train(
             def batch(i: Array) -> Examples:
                 rows = jax.lax.dynamic_slice(order, ((first + i) * batch_size,), (batch_size,))
                 examples_i = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), examples)
-                return examples_i if mesh is None else jax.lax.with_sharding_constraint(examples_i, devices.split(mesh))
+                return examples_i if mesh is None else jax.lax.with_sharding_constraint(examples_i, devices.batch_sharded(mesh))
 
             return batch, steps_per_epoch - first
 
@@ -169,7 +169,7 @@ def make_stream_train(
     """
 
     def to_device(batches: np.ndarray) -> Array:
-        return devices.put(batches, devices.split(mesh, 1)) if mesh else jax.device_put(batches)
+        return devices.place(batches, devices.batch_sharded(mesh, 1)) if mesh else jax.device_put(batches)
 
     def some(state: TrainState, batches: Examples, first: Array, num_steps: Array):
         def batch(i: Array) -> Examples:
@@ -178,7 +178,7 @@ def make_stream_train(
         return _steps(update, state, _no_sums(update, state, batch), batch, num_steps)
 
     jit = partial(jax.jit, donate_argnums=0)
-    jitted = jit(some, out_shardings=devices.everywhere(mesh)) if mesh else jit(some)
+    jitted = jit(some, out_shardings=devices.replicated(mesh)) if mesh else jit(some)
 
     @lru_cache(maxsize=1)
     def chunks(stream: Stream, key: tuple[int, ...]) -> tuple[int, Callable[[int], Examples]]:

@@ -182,7 +182,7 @@ def report(options: Namespace) -> str:
 def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tuple[dict[str, Any], Evaluation]:
     """The figures of the examples, and those of every one of them."""
     config, data, vae, params, step = restored
-    params = devices.put(params, devices.everywhere(devices.make_mesh()))
+    params = devices.place(params, devices.replicated(devices.make_mesh()))
     key = jax.random.key(options.seed)
     faster = build.evaluation_options(config)
     result = make_evaluate(vae, num_samples=options.num_samples, **faster)(params, key, examples, progress.bar)

@@ -23,7 +23,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
     mesh, is_first = devices.make_mesh(), jax.process_index() == 0
     devices.check_batch_size(config.batch_size, mesh)
-    held_out = devices.put(held_out, devices.everywhere(mesh))
+    held_out = devices.place(held_out, devices.replicated(mesh))
 
     # The model and what improves it. A run that goes on does not need the run that it began from.
     vae = build.make_vae(config, data)
@@ -38,7 +38,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
         views.draw_run(folder, checkpoints.Restored(config, data, vae, params, step), held_out, label, mean)
 
     with (
-        devices.of_first(runs.open_run(run_dir, config, data, restart=options.restart)),
+        devices.in_first_process(runs.open_run(run_dir, config, data, restart=options.restart)),
         tensorboard.mirror(run_dir, options.tensorboard and is_first) as copy_metrics,
         console.stop_signals() as stopped,
     ):
@@ -62,7 +62,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
             raise runs.lost(state.guard, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
         if not is_first:
             return None, stop
-        state, held_out = devices.local((state, held_out))
+        state, held_out = devices.local_copy((state, held_out))
         if mean is None and not (run_dir / "curves.png").exists():
             _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
         if mean is not None:

@@ -118,10 +118,10 @@ def resume_everywhere(run_dir: Path, like: TrainState) -> tuple[TrainState, metr
 
     def read() -> TrainState:
         nonlocal totals
-        state, totals = resume(run_dir, devices.local(like))
+        state, totals = resume(run_dir, devices.local_copy(like))
         return state
 
-    return devices.put(devices.from_first(read, devices.local(like)), like.step.sharding), totals
+    return devices.place(devices.from_first_process(read, devices.local_copy(like)), like.step.sharding), totals
 
 
 def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:

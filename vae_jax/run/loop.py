@@ -40,11 +40,11 @@ def begin(
 ) -> tuple[TrainState, Callable[[TrainState, int], tuple[TrainState, Any]]]:
     """The first state of a run, on all devices of `mesh`, and advance(state, count) as `train` takes it."""
     init, one_step = build.make_training(config, vae, steps_per_epoch)
-    everywhere = devices.everywhere(mesh)
+    everywhere = devices.replicated(mesh)
     if isinstance(examples, Stream):
         steps = update.make_stream_train(one_step, config.batch_size, mesh)
     else:
-        examples = devices.put(examples, everywhere)
+        examples = devices.place(examples, everywhere)
         many = update.make_train(one_step, config.batch_size, mesh)
         steps = jax.jit(many, donate_argnums=0, out_shardings=everywhere)
     state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
@@ -123,7 +123,7 @@ def train(
             logged()
             checkpoints.save(run_dir, take(state, n), {}, record["loss"])
             if own.picture_epochs and at["epoch"] % own.picture_epochs == 0:
-                params = devices.local(take(state.averaged, n))
+                params = devices.local_copy(take(state.averaged, n))
                 draw(n, params, step, means[n], run_dir / f"epoch-{at['epoch']:g}")
         saved = time.monotonic()
 

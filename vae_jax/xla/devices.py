@@ -18,12 +18,12 @@ def make_mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), ("data",))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of parameters: whole on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def batch_sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The sharding of a batch: its `axis` is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
 
@@ -35,26 +35,26 @@ def mesh_of(tree: Any) -> Mesh | None:
     return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
-def put(tree: Any, sharding: Sharding) -> Any:
+def place(tree: Any, sharding: Sharding) -> Any:
     """The arrays of a tree, which every process has whole, moved to the devices as `sharding` says."""
 
-    def place(a: Any) -> Array:
+    def place_one(a: Any) -> Array:
         if jax.process_count() == 1:
             return jax.device_put(a, sharding)
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+            return jax.random.wrap_key_data(place_one(jax.random.key_data(a)), impl=jax.random.key_impl(a))
         host = np.asarray(a)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(place_one, tree)
 
 
-def local(tree: Any) -> Any:
-    """Arrays that are whole on each device (`everywhere`), as their copy on this process's first device."""
+def local_copy(tree: Any) -> Any:
+    """Arrays that are whole on each device (`replicated`), as their copy on this process's first device."""
     return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, Array) else a, tree)
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Arrays with any sharding as whole NumPy arrays, in every process. All processes have to call it."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
@@ -63,7 +63,7 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def from_first(function: Callable[[], Any], like: Any) -> Any:
+def from_first_process(function: Callable[[], Any], like: Any) -> Any:
     """Call `function` in the first process only, and return its result in every process.
 
     like: a tree of arrays as in the result. If `function` raises, the other processes raise a UserError.
@@ -90,7 +90,7 @@ def from_first(function: Callable[[], Any], like: Any) -> Any:
 
 
 @contextmanager
-def of_first(context: AbstractContextManager[Any]) -> Iterator[None]:
+def in_first_process(context: AbstractContextManager[Any]) -> Iterator[None]:
     """Enter `context` in the first process only. If that raises, the other processes raise a UserError."""
     with ExitStack() as stack:
 
@@ -98,7 +98,7 @@ def of_first(context: AbstractContextManager[Any]) -> Iterator[None]:
             stack.enter_context(context)
             return np.zeros(())
 
-        from_first(enter, np.zeros(()))
+        from_first_process(enter, np.zeros(()))
         yield
 
 
