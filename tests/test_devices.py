@@ -220,4 +220,6 @@ def test_arrays_go_out_and_come_back():
     assert devices.mesh_of(there) is None, "one device"
     assert devices.agree(3, False) == (3, False)
     np.testing.assert_array_equal(devices.to_host(there["a"]), tree["a"])
-    np.testing.assert_array_equal(jax.random.key_data(devices.local_copy(there)["key"]), jax.random.key_data(tree["key"]))
+    np.testing.assert_array_equal(
+        jax.random.key_data(devices.local_copy(there)["key"]), jax.random.key_data(tree["key"])
+    )

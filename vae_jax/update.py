@@ -140,7 +140,11 @@ def make_train(
             def batch(i: Array) -> Examples:
                 rows = jax.lax.dynamic_slice(order, ((first + i) * batch_size,), (batch_size,))
                 examples_i = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), examples)
-                return examples_i if mesh is None else jax.lax.with_sharding_constraint(examples_i, devices.batch_sharded(mesh))
+                return (
+                    examples_i
+                    if mesh is None
+                    else jax.lax.with_sharding_constraint(examples_i, devices.batch_sharded(mesh))
+                )
 
             return batch, steps_per_epoch - first
 

@@ -1,1 +1,1 @@
-"""The program: flags, commands and sweeps."""
+"""The command-line program: its flags, commands and sweeps."""

@@ -1,4 +1,4 @@
-"""The commands of `python -m vae_jax`, each a function of its flags."""
+"""The commands of `python -m vae_jax`. Each command is a function of its flags."""
 
 from argparse import Namespace
 from dataclasses import replace
@@ -35,7 +35,7 @@ from vae_jax.show.export import to_zip
 from vae_jax.show.report import page
 from vae_jax.xla import devices
 
-_INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # fold_in of keys of their own; an example's index is never so large
+_INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an example is so large
 
 
 def sample(options: Namespace) -> str:
@@ -178,9 +178,9 @@ def report(options: Namespace) -> str:
     )
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what is not finite is counted and said
+@np.errstate(invalid="ignore", over="ignore")  # figures that are not finite are reported below
 def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tuple[dict[str, Any], Evaluation]:
-    """The figures of the examples, and those of every one of them."""
+    """Return the summary of the figures, and the figures of every single example."""
     config, data, vae, params, step = restored
     params = devices.place(params, devices.replicated(devices.make_mesh()))
     key = jax.random.key(options.seed)
@@ -205,7 +205,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         bound = log(len(result.kl))
         summary |= {"mutual_information": mean(information), "mutual_information_se": standard_error(information)}
         summary["mutual_information_bound"] = bound
-        if mean(information) < bound - 1:  # nearer to its bound it is the number of examples that is measured
+        if mean(information) < bound - 1:  # nearer to the bound, it only measures the number of examples
             kl = mean(result.kl[evenly(len(result.kl), len(information))])
             summary["kl_aggregate"] = kl - summary["mutual_information"]
     if options.ais_chains:
@@ -242,7 +242,7 @@ def _load(options: Namespace) -> Restored:
 
 
 def _of_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:
-    """The VAE of one class, or of all classes in turn from class `start`, for `num` latents."""
+    """Condition the VAE on one label, or on all classes in turn from class `start` on, for `num` latents."""
     if not restored.config.conditional:
         if label is not None:
             raise UserError("--label needs a conditional VAE; this one was trained with conditional=False.")
@@ -255,7 +255,7 @@ def _of_label(restored: Restored, label: int | None, num: int, start: Any = 0) -
 
 
 def _check_pixels(num: int, shape: tuple[int, ...], instead: str) -> None:
-    """UserError where so many examples make a picture that few programs open and little memory holds."""
+    """Raise UserError if a picture of `num` examples is too large for most programs to open."""
     pixels = num * pictures.area(shape)
     if pixels > pictures.MAX_PIXELS:
         raise UserError(

@@ -1,4 +1,7 @@
-"""What every command shares: flags, errors on one line, a progress bar, the compilation cache. Imports no jax."""
+"""What all commands share: flags, errors on one line, stop signals and the compilation cache.
+
+Only `setup_jax` imports jax, so that a wrong flag is reported at once.
+"""
 
 import argparse
 import difflib
@@ -20,11 +23,11 @@ from vae_jax import __version__
 from vae_jax.config import MAX_WHOLE, Config, digits, load_recipe, override
 from vae_jax.errors import UserError
 
-MAX_LINE = 2000  # characters of an error: a longer one hides what to do
+MAX_LINE = 2000  # characters in an error: a longer line hides what to do
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with every error one line that begins `error:`."""
+    """A parser that raises UserError for a wrong flag, which becomes one line that begins with `error:`."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
@@ -58,7 +61,7 @@ TRAIN = "Train a VAE and write a run directory. The same command on an existing 
 
 
 def parse_train(argv: list[str], folder: Path = Path()) -> argparse.Namespace:
-    """The flags of train.py, as `finish_train` gives them. folder: the one that train.py is in."""
+    """Parse the flags of train.py, as `finish_train` returns them. folder: where train.py is."""
     parser = Parser(prog="train.py", description=TRAIN)
     parser.add_version()
     add_train_flags(parser)
@@ -78,7 +81,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def finish_train(options: argparse.Namespace, folder: Path) -> argparse.Namespace:
-    """The flags of a training, with `config` a Config and `workdir` a Path, by default in `folder`/checkpoints."""
+    """Check the flags of a training. Then `config` is a Config and `workdir` a Path, by default below `folder`."""
     _check_processes(options)
     if options.tensorboard and find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs the package tensorboardX. Install it: python -m pip install tensorboardX")
@@ -106,7 +109,7 @@ def _check_processes(options: argparse.Namespace) -> None:
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what is trained. `config_of` makes the Config from them."""
+    """Add the flags that say what to train. `config_of` makes a Config from their values."""
     text = "The recipe: a Python file with get_config(). Default: the settings for the digits."
     parser.add_argument("--config", metavar="FILE", help=text)
     parser.add_argument(
@@ -122,7 +125,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(options: argparse.Namespace) -> Config:
-    """The recipe that the flags name, with the fields that they set."""
+    """Load the recipe that the flags name, and change the fields that the flags set."""
     prefix = "config."
     values = {name.removeprefix(prefix): text for name, text in vars(options).items() if name.startswith(prefix)}
     return override(digits() if options.config is None else load_recipe(options.config), values)
@@ -141,7 +144,7 @@ def parse_members(options: argparse.Namespace) -> list[Config]:
 
 
 def several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Type of a flag: numbers of `kind` separated by commas, each of them once."""
+    """Type of a flag: different numbers of `kind`, separated by commas."""
 
     def parse(text: str) -> tuple[Any, ...]:
         with suppress(ValueError):
@@ -155,34 +158,34 @@ def several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def positive(text: str) -> int:
-    """Type of a flag: a whole number from 1."""
+    """Type of a flag: a whole number of at least 1."""
     return _whole(text, 1)
 
 
 def natural(text: str) -> int:
-    """Type of a flag: a whole number from 0."""
+    """Type of a flag: a whole number of at least 0."""
     return _whole(text, 0)
 
 
 def path(text: str) -> Path:
-    """Type of a flag: a file or folder, there or not."""
+    """Type of a flag: a file or folder, which need not exist."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file or folder")
     return Path(text)
 
 
 def run_folder(text: str) -> Path:
-    """Type of a flag: the folder of a run, there or not."""
+    """Type of a flag: the folder of a run, which need not exist."""
     try:
         str(path(text).absolute()).encode()
-    except UnicodeEncodeError:  # the libraries that write checkpoints know no other names
+    except UnicodeEncodeError:  # the libraries that write checkpoints need UTF-8
         reason = f"{text!r} is not UTF-8 with the folders above it; expected a name that is"
         raise argparse.ArgumentTypeError(reason) from None
     return Path(text)
 
 
 def output(*endings: str) -> Callable[[str], Path]:
-    """Type of a flag: a file to write, of a kind that its ending names."""
+    """Type of a flag: a file to write, whose name has one of these endings."""
 
     def parse(text: str) -> Path:
         if path(text).suffix.lower() not in endings:
@@ -215,7 +218,10 @@ def add_cache_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def setup_jax(options: argparse.Namespace) -> None:
-    """Import jax. Compiled programs are kept for the next start, in the user's cache if JAX knows no other place."""
+    """Import jax and, if there are several processes, connect them.
+
+    Compiled programs are kept for the next start, in the user's cache unless JAX is configured to keep them elsewhere.
+    """
     import jax
 
     if options.no_compilation_cache:
@@ -234,8 +240,8 @@ def setup_jax(options: argparse.Namespace) -> None:
 
 
 def script(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """`run` as all that this process does, whatever the encoding of the terminal."""
-    if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:  # tensorstore knows only UTF-8 names
+    """Run `main`, then end the process with its exit status. Any encoding of the terminal works."""
+    if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:  # tensorstore needs UTF-8 names
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -247,22 +253,22 @@ def script(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Call `main` with the command line: the exit status. Bad input is one line on stderr and the status 2."""
+    """Call `main` with the command line and return the exit status. Bad input gives one line on stderr and status 2."""
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         return _refuse(str(error))
-    except BrokenPipeError:  # the reader of stdout has left
+    except BrokenPipeError:  # the program that reads stdout has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except OSError as error:  # a disk that is full, a folder that has vanished or may not be written
+    except OSError as error:  # a full disk, or a folder that has vanished or is not writable
         where = f"{error.filename}: " if error.filename else ""
         code = _refuse(f"{where}{error.strerror or error}. Make room or access there, and give the command again.")
         if (jax := sys.modules.get("jax")) and jax.process_count() > 1:
-            os._exit(code)  # the others wait for what this process will not compute, and it would wait for their end
+            os._exit(code)  # a normal exit would wait for the other processes, which wait for this one
         return code
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():  # as XLA says it
+        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():  # the words of XLA
             raise
         return _refuse(f"Out of memory ({str(error)[:200]}). Ask for less at once: smaller layers, batches or numbers.")
     except KeyboardInterrupt:
@@ -270,7 +276,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
 
 
 def _refuse(message: str) -> int:
-    """One line on stderr, whatever is in a name that it quotes; the exit status."""
+    """Print an error as one line on stderr, with unprintable characters escaped. Returns the exit status 2."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
     if len(line) > MAX_LINE:
         line = f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
@@ -280,9 +286,10 @@ def _refuse(message: str) -> int:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
-    """Within it, SIGTERM and the first Ctrl-C are only what the given function returns; a second Ctrl-C interrupts.
+    """Within the block, SIGTERM and the first Ctrl-C do not stop the program. A later Ctrl-C does.
 
-    That is the exit status of a process that such a signal ends, 143 or 130; 0 as long as none came.
+    Yields a function that returns 0, or after a signal the exit status of a process that is ended by that signal: 143
+    for SIGTERM, 130 for Ctrl-C.
     """
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The examples that the flags of a command name."""
+"""Load the examples that the flags of a command ask for."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -15,9 +15,9 @@ from vae_jax.run.checkpoints import Restored
 
 
 def load(options: Namespace, restored: Restored, limit: int | None = None) -> tuple[Examples, np.ndarray | None]:
-    """The first `limit` examples that the flags name, as the model sees them, and their labels.
+    """Load the first `limit` examples that the flags ask for, as the model sees them, and their labels.
 
-    --data without splits of its own is taken whole, in its order: `options.split` becomes 'all'.
+    If --data has no splits of its own, all of its examples are taken in their order, and `options.split` becomes 'all'.
     """
     config, data = restored.config, restored.data
     whole = datasets.load_whole(options.data) if options.data else None
@@ -54,7 +54,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> tu
 
 
 def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
-    """The data that --data names, or that the run was trained on."""
+    """Load the data that --data names, or the data that the run was trained on."""
     config, data, name = restored.config, restored.data, options.data or restored.config.dataset
     if not options.data and name not in datasets.NAMES and not Path(name).exists():
         raise UserError(
@@ -77,5 +77,5 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
 
 
 def _known_dir(data: DataInfo, name: str) -> str | None:
-    """Where the run had its data, if that is there: a run directory does not decide where data is downloaded to."""
+    """The folder where the run had its data, if it still exists: a run must not decide where to download data."""
     return data.data_dir if data.data_dir and (Path(data.data_dir) / name).is_dir() else None

@@ -1,6 +1,6 @@
-"""Many runs in one program: members that differ in seed, beta and learning rate, trained side by side.
+"""Train many runs side by side in one program: the members of a sweep differ in seed, beta and learning rate.
 
-Each member is an ordinary run: its directory is the one that train.py writes for its config, and resumes.
+Each member is an ordinary run, whose directory is what train.py writes for the same config, and can resume.
 """
 
 from argparse import Namespace
@@ -25,16 +25,17 @@ from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
 from vae_jax.run.ensemble import Traced, take
 from vae_jax.show import views
 
-COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; in nats, but for the last
+COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; all but the last are in nats
 
 
 def sweep(options: Namespace) -> tuple[str, int]:
-    """Train the configs `options.members`, write SWEEP_DIR/sweep.json; its table in Markdown, and the exit status.
+    """Train the configs `options.members` and write SWEEP_DIR/sweep.json. Returns its table and the exit status.
 
-    Members that are finished are only evaluated. One that is lost is marked as such. UserError before any training for
-    a config that cannot be trained, or a directory that holds another run; and at the end if every member is lost.
+    The table is in Markdown. Finished members are only evaluated. Lost members are marked as lost. Raises UserError
+    before any training if a config cannot be trained or a directory holds another run, and at the end if every member
+    is lost.
     """
-    # What the members share: nothing of it depends on what differs between them.
+    # The members share all of this: it does not depend on what differs between them.
     if options.members[0].stream:
         raise UserError(
             "A sweep trains on examples in memory, and stream is true. Train its members one by one with train.py, or "
@@ -47,7 +48,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
         vae = checkpoints.begin_from(vae, config, data)
     for member in members:
-        build.make_objective(member)  # refuses a contradiction
+        build.make_objective(member)  # refuses fields that contradict each other
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
 
@@ -68,7 +69,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     def improve(group: list[int], step: int) -> None:
         """Train the members of `group`, which are all at `step`, until the end or a signal, and save them."""
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(alone[i]._replace(key=None) for i in group))
-        # A run's key is that of its seed: never another one.
+        # Each member uses the key that its seed gives, even if its checkpoint holds another key.
         states = states._replace(key=take(keys, np.array(group)))
         own_traced = take(traced, np.array(group))
         if step:
@@ -89,18 +90,18 @@ def sweep(options: Namespace) -> tuple[str, int]:
         )
         for n, i in enumerate(group):
             alone[i], means[i] = take(outcome.state, n), outcome.means[n]
-            checkpoints.save(run_dirs[i], alone[i], {})  # also of a member that is lost, so that it is known to be
+            checkpoints.save(run_dirs[i], alone[i], {})  # lost members too, so that a later start knows they are lost
 
     def is_lost(i: int) -> bool:
         return guard.is_lost(jax.device_get(alone[i].guard), int(alone[i].step), num_steps)
 
     with ExitStack() as stack:
-        # Those that exist first: a refusal leaves nothing new.
+        # Existing directories come first, so that no new directory is left if one of them is refused.
         for i in sorted(range(len(members)), key=lambda i: not run_dirs[i].exists()):
             stack.enter_context(runs.open_run(run_dirs[i], members[i], data, restart=options.restart))
             alone[i], totals[i] = checkpoints.resume(run_dirs[i], alone[i])
         stopped = stack.enter_context(console.stop_signals())
-        behind: dict[int, list[int]] = {}  # by their step: new members, and those that a kill left ahead of others
+        behind: dict[int, list[int]] = {}  # unfinished members by step: a kill may leave some ahead of others
         for i, state in enumerate(alone):
             if state.step < num_steps and not is_lost(i):
                 behind.setdefault(int(state.step), []).append(i)
@@ -142,13 +143,13 @@ def sweep(options: Namespace) -> tuple[str, int]:
 
 
 def names(members: Sequence[Config]) -> list[str]:
-    """A name for each member, of its seed and what else differs: seed-0_beta-4."""
+    """Name each member after its seed and whatever else differs between members, such as seed-0_beta-4."""
     varied = ["seed", *(name for name, values in ensemble.traced_of(members)._asdict().items() if values is not None)]
     return ["_".join(f"{name}-{_short(getattr(member, name))}" for name in varied) for member in members]
 
 
 def _run_dirs(sweep_dir: Path, members: Sequence[Config]) -> list[Path]:
-    """The directory of each member: of its name, or of the one that it had in a sweep in which less or more varied."""
+    """The directory of each member. It keeps its name from an earlier sweep in which fewer or more fields varied."""
     found = []
     for name, member in zip(names(members), members, strict=True):
         parts = [f"{field}-{_short(getattr(member, field))}" for field in Traced._fields]
@@ -166,9 +167,9 @@ def _is_of(run_dir: Path, member: Config) -> bool:
 
 
 def table(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each beta and learning rate the mean over the seeds that are not lost, and its standard error `_se`.
+    """For each beta and learning rate, average over the seeds that are not lost; `_se` is the standard error.
 
-    None for the error of one seed, and for what is not a finite number.
+    The standard error of a single seed is None, and so is any result that is not a finite number.
     """
     groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
     for own in figures:
@@ -188,7 +189,7 @@ def table(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[dict[str, Any]], split: str, num_samples: int | None) -> str:
-    """The table for a person. split, num_samples: of its figures."""
+    """Write the table as Markdown. split, num_samples: how its figures were measured."""
     shown = [name for name in COLUMNS if all(name in row for row in rows)]
     heads = [f"{name} ({split}, K = {num_samples})" if name == "nll" else f"{name} ({split})" for name in shown]
     lines = [[*Traced._fields, "seeds", *heads]]
@@ -201,7 +202,7 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, num_samples: int | None
 
 
 def _figures(run_dir: Path, member: Config, lost: bool) -> dict[str, Any]:
-    """What differs between members, and the last evaluation of this one, without its numbers if it is lost."""
+    """What differs between members, and the last evaluation of this member; its figures are None if it is lost."""
     own = {name: getattr(member, name) for name in ("seed", *Traced._fields)}
     last = (metrics.read(run_dir) or [{}])[-1]
     if lost:

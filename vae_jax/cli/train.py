@@ -15,7 +15,10 @@ from vae_jax.xla import devices
 
 
 def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
-    """The last record of metrics, in the first process, and the exit status: not 0 if a signal ended the training."""
+    """Train, and return the last record of metrics and the exit status, which is not 0 if a signal ended the training.
+
+    Only the first process returns a record.
+    """
     # The data.
     config, run_dir = inputs.absolute(options.config), options.workdir
     data, examples, split, held_out, label = inputs.load(config, options.data_dir, build.num_levels(config))

@@ -1,1 +1,1 @@
-"""From the name of a data set, or from files, to arrays."""
+"""Load data sets, by name or from the user's own files, as arrays that a model can train on."""

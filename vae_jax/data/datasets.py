@@ -1,7 +1,7 @@
-"""Data sets as arrays in memory: by name, or from one's own file or folder.
+"""Load data sets as arrays in memory, by name or from the user's own file or folder.
 
-Every split is a pure function of the data and the sizes asked for: the permutations have a fixed seed and come
-from NumPy's `RandomState`, whose stream is frozen across versions.
+Every split depends only on the data and the sizes asked for: the permutations use a fixed seed and NumPy's
+`RandomState`, whose random numbers are the same in every version of NumPy.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _PERMUTATION_SEED = 0
 
 
 class Split(NamedTuple):
-    """x: [N, H, W, C] or [N, D], float32, or uint8 where v stands for v/255. label: int32 [N], or None."""
+    """The examples of one split, with their labels if the data set has labels."""
 
-    x: np.ndarray
-    label: np.ndarray | None
+    x: np.ndarray  # [N, H, W, C] or [N, D]; float32, or uint8 where the byte v stands for v/255
+    label: np.ndarray | None  # int32, [N]
 
 
 class Dataset(NamedTuple):
-    """The three splits; `validation` is None when none was asked for. Of a stream, `train` holds some examples only."""
+    """The three splits of a data set."""
 
     name: str
-    train: Split
-    validation: Split | None
+    train: Split  # only some of the training examples, if there is a stream
+    validation: Split | None  # None if no validation split was asked for
     test: Split
-    stream: Stream | None = None  # every training example, if they are read as they are needed
+    stream: Stream | None = None  # every training example, if a file is read during training
 
     @property
     def num_train(self) -> int:
@@ -52,7 +52,7 @@ class Dataset(NamedTuple):
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of every array's shape, dtype and bytes: equal only for equal splits.
 
-        Of a stream, those of the file's.
+        A stream has the fingerprint of its file instead.
         """
         if self.stream is not None:
             return self.stream.fingerprint
@@ -73,28 +73,29 @@ def load(
     validation_size: int = 0,
     stream: bool = False,
 ) -> Dataset:
-    """Load a data set by name, or from a path.
+    """Load a data set by name or from a path.
 
     name: one of
-      `digits`: scikit-learn's 8x8 digits, float32 in [0, 1]; 1,500 train, 297 test, by a fixed permutation;
+      `digits`: scikit-learn's 8x8 digits, float32 in [0, 1]; 1,500 train and 297 test, by a fixed permutation;
       `mnist`, `fashion_mnist`, `kmnist`: their own 60,000 train and 10,000 test images, uint8;
-      a `.npy` file: x; an `.npz` file: x (and y), or x_train and x_test (and y_train and y_test);
-      a folder: its .png, .jpg and .jpeg files in the order of their names, of one size; anything else in it,
-      hidden files and sub-folders are ignored. All grey: C = 1, otherwise RGB. They are turned as EXIF says, and
-      what is transparent lies over white.
-      x is [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]; floats become float32, bools 0 and 255, integers in
-      0..255 uint8. Integers [N, D] must be uint8 already. A line on stderr says that integers are taken as v/255
-      where they are [N, D] or of another type. y holds whole numbers, as integers or floats, [N] or [N, 1].
-      Without an x_test, the last tenth (at least 1) of a fixed permutation is the test split.
-    data_dir: where TFDS data is, or is prepared; else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. A decoded
-      copy is kept in `$XDG_CACHE_HOME/vae_jax`, or `~/.cache/vae_jax`.
+      a `.npy` file with x; an `.npz` file with x (and y), or with x_train and x_test (and y_train and y_test);
+      a folder of .png, .jpg and .jpeg files, all of one size, taken in the order of their names. Hidden files,
+        sub-folders and other files are ignored. If all images are grey, C is 1; otherwise they become RGB. Each image
+        is turned as its EXIF data says, and transparent parts are drawn over white.
+      x has the shape [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]. Floats become float32, and bools become 0 and
+      255. Integers from 0 to 255 become uint8, but integers of shape [N, D] must be uint8 already. If integers have
+      the shape [N, D] or are not uint8, a line on stderr says that they are taken as v/255. y has the shape [N] or
+      [N, 1] and holds whole numbers, as integers or floats. Without x_test, the test split is the last tenth (at
+      least one example) of a fixed permutation.
+    data_dir: where TFDS (tensorflow-datasets) finds or prepares its data; by default `TFDS_DATA_DIR`, or else
+      `~/tensorflow_datasets`. A decoded copy is kept in `$XDG_CACHE_HOME/vae_jax` or `~/.cache/vae_jax`.
     classes: keep only the examples with these labels, in every split.
-    validation_size: how many examples move from train, after `classes`, to validation: the last ones of a fixed
-      permutation. At 0 the train split keeps its order and `validation` is None.
-    stream: of a `.npy` file, load only some training examples, and leave the others to be read as they are needed.
-      `streaming.open_stream` says how the file is split: not as without it.
+    validation_size: how many examples move from train to validation, after `classes` is applied: the last ones of a
+      fixed permutation. With 0, the train split keeps its order and `validation` is None.
+    stream: load only some training examples of a `.npy` file, and read the others during training. The file is then
+      split in another way, which `streaming.open_stream` describes.
 
-    Raises UserError, naming the file where there is one, for everything that cannot be loaded as described.
+    Raises UserError, which names the file if there is one, if the data cannot be loaded as described.
     """
     name = os.fspath(name)
     if stream:
@@ -106,15 +107,18 @@ def load(
 
 
 def absolute(name: str) -> str:
-    """A path as an absolute one, so that a run directory serves from anywhere; another name as it is."""
+    """Make an existing path absolute, so that a run directory works from anywhere; keep any other name as it is."""
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name not in NAMES and os.path.exists(path) else name
 
 
 def load_whole(name: str | os.PathLike[str]) -> Split | None:
-    """Every example of one's own file or folder, in its order; None for a name, or a file with splits of its own."""
+    """Load every example of the user's file or folder, in its order.
+
+    Returns None for anything else, such as the name of a data set, or a file that holds a train and a test split.
+    """
     path = Path(os.path.expanduser(name))
-    if os.fspath(name) in NAMES:  # also where a folder has this name
+    if os.fspath(name) in NAMES:  # even if a folder has this name
         return None
     if path.is_dir():
         return _part({"x": read_folder(path)}, "", repr(os.fspath(name)))
@@ -227,13 +231,13 @@ def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
     stored, y = arrays[f"x{suffix}"], arrays.get(f"y{suffix}")
     x = as_images(stored, f"x{suffix} of {source}")
     split = Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
-    if x.dtype == np.uint8 and suffix != "_test":  # said once of one file
+    if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
         log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, f"x{suffix} of {source}")
     return split
 
 
 def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
-    """Return train and test of arrays named as in the docstring of `load`."""
+    """Return the train and test splits of arrays that are named as the docstring of `load` says."""
 
     if arrays.keys() in ({"x"}, {"x", "y"}):
         whole = _part(arrays, "", source)
@@ -258,7 +262,7 @@ def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
 
 def _digits() -> tuple[Split, Split]:
     def read() -> dict[str, np.ndarray]:
-        # The file itself: to import scikit-learn takes longer than all else before the first step.
+        # Read the file directly: importing scikit-learn takes longer than all the rest before the first step.
         file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         table = np.loadtxt(str(file), np.uint8, delimiter=",")
         return {"x": table[:, :64].reshape(-1, 8, 8), "y": table[:, 64]}
@@ -296,11 +300,11 @@ def _newest_version(directory: Path) -> Path | None:
 
 
 def _cached(key: str, read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return read(), or the copy of it in the user's cache; a copy that is damaged is replaced."""
+    """Return the copy of read() in the user's cache. If it is missing or damaged, call read() and store a new copy."""
     path = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax", f"{key}.npz")
     with contextlib.suppress(UserError):
         return read_npz(path)
-    arrays: dict[str, Any] = read()  # the names are its own: none is a keyword of np.savez
+    arrays: dict[str, Any] = read()  # `read` chooses the names: none is a keyword of np.savez
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""One's own files as arrays: .npy, .npz and folders of images. Nothing in them runs, nothing is believed unchecked."""
+"""Read the user's own .npy and .npz files as arrays.
+
+No code in a file is ever run, and everything that a file says about itself is checked.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from vae_jax import progress
 from vae_jax.errors import UserError
 
 MAX_BYTES = 16 << 30
-MAX_HEADER = 1 << 10  # bytes of a .npy header: that of a plain array has 118, and Python parses it
-MAX_ARRAYS = 16  # of an .npz: four are ever used, and some more can be listed in an error
-DEFLATE_MAX_RATIO = 1032  # what the smallest compressed bytes can expand to
+MAX_HEADER = 1 << 10  # bytes of a .npy header, which Python parses; the header of a plain array has 118
+MAX_ARRAYS = 16  # in an .npz file: at most four are used, and an error can list a few more
+DEFLATE_MAX_RATIO = 1032  # how many bytes one compressed byte can expand to, at most
 
 
 @contextlib.contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one line that names the file."""
+    """Turn any error that a library raises for a damaged file into a UserError of one line that names the file."""
     try:
         yield
     except UserError:
@@ -35,13 +38,13 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def leaves(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
-    """Whether a path, with the links on its way followed, leads out of a folder."""
+    """Whether a path leads out of a folder when all symbolic links in it are followed."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def check_memory(size: int, what: str = "it expands to", advice: str = "") -> None:
-    """ValueError for more bytes than are held in memory here."""
-    # Half of the memory, where it is known, since splitting copies the data once.
+    """Raise ValueError if `size` bytes are more than this program may hold in memory."""
+    # The limit is half of the memory, if that is known, because splitting copies the data once.
     known = hasattr(os, "sysconf")
     limit = min(MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2) if known else MAX_BYTES
     if size > limit:
@@ -49,7 +52,7 @@ def check_memory(size: int, what: str = "it expands to", advice: str = "") -> No
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type of a .npy stream of `size` bytes, which holds the values that they announce."""
+    """Read shape, Fortran order and type of a .npy stream, and check that its `size` bytes hold just such an array."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its npy format is {version}")
@@ -61,7 +64,7 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python, about the literals in it
+            warnings.simplefilter("ignore")  # Python warns about some literals in a header
             shape, fortran_order, dtype = read_header(file)
     except Exception:
         raise ValueError("its header is not one that numpy.save writes") from None
@@ -76,9 +79,9 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.
 
 
 def _read_array(file: IO[bytes], size: int, advice: str = "") -> np.ndarray:
-    """Read a .npy stream of `size` bytes, allocating nothing that the stream does not hold."""
+    """Read a .npy stream of `size` bytes. Memory is allocated only for values that the stream really holds."""
     shape, _, dtype = _read_header(file, size)
-    # Values become uint8 or float32, and a permutation that splits them takes 16 bytes a row.
+    # The values become uint8 or float32, and the permutation that splits the rows takes 16 bytes per row.
     values = math.prod(shape)
     kept = values * max(dtype.itemsize, 4 if dtype.kind == "f" else 1) + 16 * min(values, math.prod(shape[:1]))
     check_memory(kept, advice=advice)
@@ -119,7 +122,10 @@ READERS = {".npy": read_npy, ".npz": read_npz}
 
 
 class Rows(NamedTuple):
-    """The rows of a .npy file, read when asked for: not mapped, since a mapped file that shrinks ends the process."""
+    """The rows of a .npy file, which `read` takes from the disk when they are needed.
+
+    The file is not mapped into memory, because the process would be killed if a mapped file became shorter.
+    """
 
     path: Path
     shape: tuple[int, ...]  # [N, ...]
@@ -132,9 +138,10 @@ class Rows(NamedTuple):
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def read(self, blocks: np.ndarray) -> np.ndarray:
-        """The rows of all blocks, one block after another. blocks: [M, 2], the first row and the one past the last.
+        """Read the rows of all blocks, one block after another.
 
-        UserError if the file has changed since it was opened.
+        blocks: [M, 2], the first row of each block and the row after its last. Raises UserError if the file has
+        changed since it was opened.
         """
         lengths = blocks[:, 1] - blocks[:, 0]
         x = np.empty((int(lengths.sum()), *self.shape[1:]), self.dtype)
@@ -151,7 +158,7 @@ class Rows(NamedTuple):
 
 
 def open_rows(path: Path) -> Rows:
-    """The rows of a .npy file. Only its header is read."""
+    """Open a .npy file as `Rows`. This reads only its header."""
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
         shape, fortran_order, dtype = _read_header(file, os.fstat(file.fileno()).st_size)
         if fortran_order:
@@ -166,7 +173,7 @@ def _version(file: IO[bytes]) -> tuple[int, int]:
 
 
 def as_images(x: np.ndarray, source: str) -> np.ndarray:
-    """Return x as [N, D] or [N, H, W, C], uint8 or finite float32; raise UserError if it cannot be."""
+    """Return x as [N, D] or [N, H, W, C], uint8 or finite float32. Raises UserError if that is not possible."""
     check_layout(x.shape, x.dtype, source)
     if x.dtype.kind in "ui":
         check_integers(int(x.min()), int(x.max()), x.shape, x.dtype, source)
@@ -176,7 +183,7 @@ def as_images(x: np.ndarray, source: str) -> np.ndarray:
 
 
 def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
-    """UserError for an array that holds neither images nor vectors."""
+    """Raise UserError if an array of this shape and type cannot hold images or vectors."""
     if dtype.kind not in "buif":
         raise UserError(f"{source} holds values of type {dtype}, expected floats, integers or bools.")
     if len(shape) not in (2, 3, 4) or 0 in shape:
@@ -184,7 +191,7 @@ def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
 
 
 def _check_channels(shape: tuple[int, ...], source: str) -> None:
-    """UserError for images with channels first, which only an array can have: those of a folder have them last."""
+    """Raise UserError if images seem to have the channels first. Images from a folder always have them last."""
     if len(shape) == 4 and shape[1] <= 4 < max(shape[2:]):
         advice = "x[..., 0]" if shape[3] == 1 else "x.reshape(len(x), -1)"
         if shape[2] > 4:  # otherwise the transposed array would be refused again
@@ -195,10 +202,10 @@ def _check_channels(shape: tuple[int, ...], source: str) -> None:
 
 
 def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
-    """UserError for integers from `low` to `high` that are not bytes v standing for v/255, or may not be."""
+    """Raise UserError if integers from `low` to `high` are not bytes v that stand for v/255, or if that is unclear."""
     if low < 0 or high > 255:
         raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
-    # Taken at its word this would be a nearly black picture; it is binary data saved with the wrong type.
+    # As v/255 this would be a nearly black picture. It is binary data that was saved with the wrong type.
     if high == 1:
         raise UserError(
             f"{source} holds integers of 0 and 1 only, but v stands for v/255. Save it as bool, or multiply it by 255."
@@ -211,7 +218,7 @@ def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype,
 
 
 def log_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
-    """Say that integers from `low` to `high` are taken as bytes, where they may not have been meant so."""
+    """Log that integers from `low` to `high` are taken as v/255, if their shape or type may mean something else."""
     if dtype.kind in "ui" and (len(shape) == 2 or dtype != np.uint8):
         progress.say(
             f"{source}: the integers from {low} to {high} are taken as v/255. Save them as float32 if v means v."
@@ -219,7 +226,10 @@ def log_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, s
 
 
 def convert(x: np.ndarray) -> np.ndarray:
-    """[N, H, W] gains C = 1; bools become 0 and 255, integers uint8, floats float32, the too large ones infinite."""
+    """Convert stored examples to uint8 or float32, and [N, H, W] to [N, H, W, 1].
+
+    Bools become 0 and 255, integers uint8 and floats float32. Floats that are too large for float32 become infinite.
+    """
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype.kind == "b":
         return x.astype(np.uint8) * np.uint8(255)
@@ -230,7 +240,7 @@ def convert(x: np.ndarray) -> np.ndarray:
 
 
 def not_finite(x: np.ndarray) -> tuple[int, list[int]]:
-    """How many values are not finite, and the index of the first of them."""
+    """Count the values that are not finite. Returns the count and the index of the first such value."""
     if x.dtype.kind != "f":
         return 0, []
     finite = np.isfinite(x)
@@ -239,7 +249,7 @@ def not_finite(x: np.ndarray) -> tuple[int, list[int]]:
 
 
 def check_finite(count: int, first: list[int], ndim: int, source: str) -> None:
-    """UserError if values are not finite: what `not_finite` says of an array that is stored with `ndim` axes."""
+    """Raise UserError if `count` is above 0. count, first: from `not_finite`. ndim: the axes of the stored array."""
     if count:
         axes = ("row", "column") if ndim == 2 else ("row", "y", "x", "channel")[:ndim]
         where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, first, strict=False))

@@ -1,4 +1,4 @@
-"""A folder of images as one array."""
+"""Read a folder of images as one array."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _open_image(path: Path) -> Iterator[Any]:
             yield image
 
 
-# Of Pillow, by the EXIF orientation: 6 and 8 are what cameras write that were held upright.
+# Pillow's name for each EXIF orientation. A camera that is held upright writes 6 or 8.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -42,13 +42,13 @@ _TURNS = {
 def _orientation(image: Any) -> int:
     from PIL import Image
 
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing, as for any viewer
-        return Image.Image.getexif(image).get(0x0112, 1)  # that of a PNG's own class would decode it
+    with contextlib.suppress(Exception):  # damaged EXIF data is ignored, as in image viewers
+        return Image.Image.getexif(image).get(0x0112, 1)  # the getexif of a PNG's own class would decode it
     return 1
 
 
 def _decode(image: Any, mode: str) -> np.ndarray:
-    """[H, W, C], uint8: as EXIF turns it, and over white where it is transparent."""
+    """Decode an image as [H, W, C], uint8, turned as its EXIF data says and with transparent parts over white."""
     from PIL import Image
 
     image.load()
@@ -62,9 +62,10 @@ def _decode(image: Any, mode: str) -> np.ndarray:
 
 
 def read_folder(folder: Path) -> np.ndarray:
-    """Return the images of a folder, [N, H, W, C], uint8, turned as EXIF says, and over white where transparent.
+    """Return the images of a folder as one array, [N, H, W, C], uint8.
 
-    Every header is checked before any image is decoded.
+    Each image is turned as its EXIF data says, and transparent parts are drawn over white. Every header is checked
+    before any image is decoded.
     """
     with reading(folder, "a folder of PNG or JPEG images"):
         files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
@@ -78,7 +79,7 @@ def read_folder(folder: Path) -> np.ndarray:
             modes.add(image.mode)
             if leaves(path, folder):
                 raise ValueError("it is a link out of its folder; put a copy there")
-            if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow halves the bits of colours unasked
+            if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow silently reduces 16-bit colours to 8 bits
                 raise ValueError("it has more than 8 bits per pixel")
             if sizes[-1] != sizes[0]:
                 raise ValueError(f"its size is {sizes[-1]}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
@@ -91,7 +92,7 @@ def read_folder(folder: Path) -> np.ndarray:
     for row, path in zip(x, paths, strict=True):
         with _open_image(path) as image:
             decoded = _decode(image, mode)
-            if decoded.shape != row.shape:  # a PNG may say how it is turned behind its pixels
+            if decoded.shape != row.shape:  # a PNG may store its EXIF orientation after its pixels
                 raise ValueError("its EXIF orientation stands behind its pixels; save it turned")
             row[...] = decoded
     return x

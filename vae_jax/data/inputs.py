@@ -1,4 +1,4 @@
-"""From a data set to what a model sees: arrays on the device, labels as context, binarisation, and their checks."""
+"""Turn a data set into what a model sees: check it, binarise it, and put it on the device with its labels."""
 
 import json
 import os
@@ -19,22 +19,22 @@ from vae_jax.data.files import check_memory
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
 
-BINARIZATION_SEED = 0  # of the binarised validation and test splits, which every run shares
+BINARIZATION_SEED = 0  # for splits that are binarised once, and so in the same way in every run
 SPLITS = ("train", "validation", "test")
-_ROWS = 1000  # looked through at a time: their floats take little memory
+_ROWS = 1000  # how many rows are checked at a time, so that their floats take little memory
 
 
 class DataInfo(NamedTuple):
-    """What a model needs to know of its data."""
+    """What a model needs to know about its data."""
 
-    shape: tuple[int, ...]  # of an example
-    classes: tuple[int, ...]  # the labels that a conditional VAE knows, in rising order; () for another VAE
-    range: tuple[float, float]  # of its values, as the model sees them
+    shape: tuple[int, ...]  # of one example
+    classes: tuple[int, ...]  # the labels that a conditional VAE knows, in rising order; () if it is not conditional
+    range: tuple[float, float]  # the smallest and the largest value, as the model sees them
     num_train: int
     num_validation: int
     num_test: int
     fingerprint: str
-    data_dir: str | None  # where it was found
+    data_dir: str | None  # where tensorflow-datasets keeps its data, if that was given
 
     @property
     def num_classes(self) -> int:
@@ -42,25 +42,26 @@ class DataInfo(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a run trains on, and the split that it is evaluated on."""
+    """The data that a run trains on, and the split that it is evaluated on."""
 
     data: DataInfo
-    examples: Examples | Stream  # to train on
-    split: str  # validation, or test without one
-    held_out: Examples
-    label: np.ndarray | None  # of the examples held out
+    examples: Examples | Stream  # the training examples
+    split: str  # the name of the held-out split: validation, or test if there is no validation split
+    held_out: Examples  # the examples of that split
+    label: np.ndarray | None  # the labels of that split
 
 
 def absolute(config: Config) -> Config:
-    """The config with absolute paths, so that a run directory serves from anywhere."""
+    """Make the paths in a config absolute, so that a run directory works from anywhere."""
     init_from = config.init_from and os.path.abspath(os.path.expanduser(config.init_from))
     return replace(config, dataset=datasets.absolute(config.dataset), init_from=init_from)
 
 
 def load(config: Config, data_dir: str | None, num_levels: int | None) -> Inputs:
-    """The data of a run. data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR.
+    """Load and check the data of a run.
 
-    num_levels: how many values the likelihood is of, None for any.
+    data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR. num_levels: how many different values
+    the likelihood allows; None if it allows any value.
     """
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
     if config.stream and config.binarization == "static":
@@ -97,7 +98,7 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
 
 
 def value_range(dataset: Dataset) -> tuple[float, float]:
-    """The least and the largest value of all splits, as the model sees them."""
+    """The smallest and the largest value in all splits, as the model sees them."""
     arrays = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
     ranges = [(float(x.min()), float(x.max())) for x in arrays] if dataset.stream is None else [dataset.stream.range]
     scale = 255 if arrays[0].dtype == np.uint8 else 1
@@ -105,17 +106,17 @@ def value_range(dataset: Dataset) -> tuple[float, float]:
 
 
 def classes_of(dataset: Dataset) -> tuple[int, ...]:
-    """The labels that occur in any split, in rising order; () without labels."""
+    """The labels that occur in any split, in rising order; () if the data set has no labels."""
     splits = (dataset.train, dataset.validation, dataset.test)
     labels = [split.label for split in splits if split is not None and split.label is not None]
     return tuple(np.unique(np.concatenate(labels)).tolist()) if labels else ()
 
 
 def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
-    """UserError if the likelihood is of evenly spaced values of [0, 1], and the data holds others.
+    """Raise UserError if the likelihood allows only evenly spaced values in [0, 1] and the data holds others.
 
-    num: how many values, None for any. Of a stream only bytes are known to be such values, of all 256. Data outside
-    [0, 1] is refused for its range.
+    num: how many different values it allows; None if it allows any. The values of a stream are not all checked, so it
+    must hold bytes, and all 256 of them must be allowed. `build.check_range` refuses data outside [0, 1].
     """
     if num is None or config.binarization != "none":
         return
@@ -141,20 +142,23 @@ def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
 
 
 def _off_levels(dataset: Dataset, num: int) -> float | None:
-    """The first value that is not one of `num` evenly spaced ones of [0, 1]."""
+    """Find the first value that is not one of `num` evenly spaced values in [0, 1]; None if there is no such value."""
     splits = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
     for values in (x[start : start + _ROWS] for x in splits for start in range(0, len(x), _ROWS)):
         if values.dtype == np.uint8:
             values = np.flatnonzero(np.bincount(values.reshape(-1))) / 255
         level = values * (num - 1)
-        off = np.abs(level - np.round(level)) > max(1e-3, 1e-7 * num)  # as near as float32 comes
+        off = np.abs(level - np.round(level)) > max(1e-3, 1e-7 * num)  # allows float32 rounding
         if off.any():
             return float(values[off][0])
     return None
 
 
 def training_examples(dataset: Dataset, config: Config, classes: tuple[int, ...] = ()) -> Examples | Stream:
-    """The training split, as stored: `make_prepare(config)` turns its batches into the model's input."""
+    """Return the training split as it is stored, but already binarised if `binarization` is 'static'.
+
+    `make_prepare(config)` makes the function that turns its batches into the model's input.
+    """
     if dataset.stream is not None:
         return dataset.stream
     if config.binarization == "static":
@@ -163,10 +167,10 @@ def training_examples(dataset: Dataset, config: Config, classes: tuple[int, ...]
 
 
 def evaluation_examples(dataset: Dataset, split: str, config: Config, classes: tuple[int, ...] = ()) -> Examples:
-    """A split as the model sees it, float32: binarised once by a fixed seed if the config binarises at all.
+    """Return a split as the model sees it: float32, and binarised once with a fixed seed if the config binarises.
 
-    Of the training split of a stream, the examples that are in memory. classes: those of the `DataInfo`, for the
-    context of a conditional VAE. UserError if the data set has no such split, or labels of other classes.
+    For the training split of a stream, only the examples in memory are returned. classes: `DataInfo.classes`, for the
+    context of a conditional VAE. Raises UserError if the data set has no such split, or has labels of other classes.
     """
     part = getattr(dataset, split) if split in SPLITS else None
     if part is None:
@@ -176,25 +180,25 @@ def evaluation_examples(dataset: Dataset, split: str, config: Config, classes: t
 
 
 def prepare_fixed(x: np.ndarray, split: str, config: Config) -> Array:
-    """Stored examples as float32, binarised by the fixed seed and the split's name if the config binarises at all."""
+    """Convert stored examples to float32. If the config binarises, the draw depends on a fixed seed and `split`."""
     floats = to_float(jax.device_put(x))
     if config.binarization == "none":
         return floats
-    key = jax.random.key(BINARIZATION_SEED, impl="threefry2x32")  # the same examples whatever JAX's default
+    key = jax.random.key(BINARIZATION_SEED, impl="threefry2x32")  # gives the same examples whatever JAX's default is
     return binarize(jax.random.fold_in(key, SPLITS.index(split)), floats)
 
 
 def make_prepare(config: Config):
-    """prepare(key, x): a stored batch as the model's input in training."""
+    """Make prepare(key, x), which turns a stored batch into the model's input in training."""
     if config.binarization == "dynamic":
         return lambda key, x: binarize(key, to_float(x))
     return lambda key, x: to_float(x)
 
 
 def binarize(key: Array, x: Array) -> Array:
-    """A draw from Bernoulli(x), elementwise, for x in [0, 1]: 0 never sets a pixel and 1 always does.
+    """Draw from Bernoulli(x) for each element of x in [0, 1]: 0 always gives 0, and 1 always gives 1.
 
-    Uniform floats are multiples of 2^-23 below 1: the probability is x to float precision.
+    The uniform floats are multiples of 2^-23 below 1, so the probability of 1 is x to float precision.
     """
     return (jax.random.uniform(key, x.shape, x.dtype) < x).astype(x.dtype)
 
@@ -219,7 +223,7 @@ def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int,
 
 
 def show_classes(classes: tuple[int, ...]) -> str:
-    """The classes for a person."""
+    """Describe the classes in words, for an error or a log line."""
     if len(classes) > 1 and classes == tuple(range(classes[0], classes[-1] + 1)):
         return f"the classes {classes[0]} to {classes[-1]}"
     return f"the classes {str(list(classes))[1:-1][:200]}"

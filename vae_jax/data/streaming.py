@@ -1,7 +1,7 @@
-"""A .npy file larger than memory as training examples: read once to check it, then in every epoch in another order.
+"""Train on a .npy file that is larger than memory: it is read once to check it, then in another order in every epoch.
 
-It is read in blocks of consecutive rows, 128 KiB or a thousandth of the file if that is less, because single rows from
-all over a file are slow to read from any disk. A fixed permutation of the blocks decides what is held out.
+The file is read in blocks of consecutive rows, of 128 KiB or a thousandth of the file if that is less, because any disk
+is slow at reading single rows from all over a file.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from vae_jax import progress
 from vae_jax.data.files import Rows, check_finite, check_integers, convert, log_integers, not_finite
 
 BLOCK_BYTES = 128 << 10
-READ_BYTES = 4 << 20  # at once, when the file is checked
-WINDOW_BYTES = 64 << 20  # of the blocks whose rows are shuffled together
-CHUNK_BYTES = 16 << 20  # of the batches that are given to the device at once
-KEPT_BYTES = 256 << 20  # of the test split, and of the training examples that are kept in memory, as float32
-MAX_KEPT = 10_000
+READ_BYTES = 4 << 20  # read at a time while the file is checked
+WINDOW_BYTES = 64 << 20  # of blocks whose rows are shuffled together
+CHUNK_BYTES = 16 << 20  # of batches that are sent to the device at once
+KEPT_BYTES = 256 << 20  # as float32: limit for the test split, and for the training examples in memory
+MAX_KEPT = 10_000  # examples: the second limit for each of these two
 _PERMUTATION_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Training examples in a file."""
+    """The training examples in a file that is read during training."""
 
     rows: Rows
-    blocks: np.ndarray  # [M, 2], the first row of each block and the one past its last, in a fixed random order
-    x: np.ndarray  # some of them, [at most 10,000, *shape], uint8 or float32: what `vae.init` sees
-    range: tuple[float, float]  # of all values of the file, as stored: bytes from 0 to 255, or floats
+    blocks: np.ndarray  # [M, 2], the first row of each block and the row after its last, in a fixed random order
+    x: np.ndarray  # some of the examples, [at most 10,000, *shape], uint8 or float32, for `vae.init`
+    range: tuple[float, float]  # smallest and largest value of the file, as stored: bytes 0 to 255, or floats
     fingerprint: str  # 16 hex digits of the SHA-256 of the file's shape, type and values
 
     @property
@@ -44,13 +44,14 @@ class Stream:
 
 
 def open_stream(rows: Rows, validation_size: int) -> tuple[Stream, np.ndarray, np.ndarray]:
-    """The training examples of a file, and x of its validation and test splits in memory.
+    """Open the training examples of a file, and load x of its validation and test splits into memory.
 
-    The test split is a tenth of the file, at most 10,000 rows or 256 MiB of float32: the last ones when its blocks are
-    taken in a fixed random order. `validation_size` rows before them are the validation split. So it depends on the
-    file's length and the size of a row alone; for less than 2,000 rows the test split is that of `datasets.load`.
+    The blocks of the file are taken in a fixed random order. The last rows in this order are the test split: a tenth of
+    the file, but at most 10,000 rows and 256 MiB of float32. The `validation_size` rows before them are the validation
+    split. The test split thus depends only on the number of rows and the size of a row. For fewer than 2,000 rows it is
+    the same as the test split of `datasets.load`.
 
-    The file is read once, for its fingerprint and its range. UserError if it holds what cannot be trained on.
+    The file is read once, for its fingerprint and its range. Raises UserError if its values cannot be trained on.
     """
     num, source = rows.shape[0], _source(rows)
     size = max(1, min(BLOCK_BYTES // rows.row_bytes, num // 1000))
@@ -60,7 +61,7 @@ def open_stream(rows: Rows, validation_size: int) -> tuple[Stream, np.ndarray, n
     train, validation = _cut(rest, num - num_test(rows) - validation_size)
     value_range, fingerprint = _read_through(rows, source)
     few, _ = _cut(train, min(_num(train), _max_kept(rows)))
-    # A block's rows may be alike: what is held out is shown in pictures, of the first ones.
+    # Shuffle the rows, because the rows of a block may be alike and pictures show the first examples of a split.
     x, held_out, tested = (_read(rows, part)[_permutation(_num(part))] for part in (few, validation, test))
     return Stream(rows, train, x, value_range, fingerprint), held_out, tested
 
@@ -71,12 +72,12 @@ def num_test(rows: Rows) -> int:
 
 
 def make_batches(stream: Stream, batch_size: int, key: Sequence[int]) -> Callable[[int, int], np.ndarray]:
-    """batches(first, count) -> [count, batch_size, *shape]: those of the steps from `first` on, as stored.
+    """Make batches(first, count) -> [count, batch_size, *shape], as stored: the batches of `count` steps from `first`.
 
-    The order is a pure function of the key (whole numbers below 2^32) and the epoch. An epoch takes the blocks in a
-    random order and shuffles the rows of each 64 MiB of them (a window: all of a smaller file): every example once,
-    but for the ragged rest. So rows that are neighbours in the file meet in every epoch within one window, but seldom
-    in a batch. Of what was read, the last window is remembered, and nothing else.
+    The order depends only on the key (whole numbers below 2^32) and the epoch. An epoch takes the blocks in a random
+    order, cuts this order into windows of 64 MiB, and shuffles the rows of each window. (A smaller file is one window.)
+    It uses every example once, except the last few if they do not fill a batch. Rows that are neighbours in the file
+    are thus in one window in every epoch, but seldom in one batch. Only the last window is kept in memory.
     """
     blocks, num = stream.blocks, stream.num_examples
     shape, dtype = stream.x.shape[1:], stream.x.dtype
@@ -88,7 +89,7 @@ def make_batches(stream: Stream, batch_size: int, key: Sequence[int]) -> Callabl
 
     @lru_cache(maxsize=1)
     def windows(epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The blocks of each window, and the number of examples before it."""
+        """Return the blocks of each window, and how many examples of the epoch come before each window."""
         order = blocks[random(epoch, 0).permutation(len(blocks))]
         split = [order[start : start + per_window] for start in range(0, len(order), per_window)]
         return split, np.cumsum([0, *map(_num, split[:-1])])
@@ -96,11 +97,11 @@ def make_batches(stream: Stream, batch_size: int, key: Sequence[int]) -> Callabl
     window: dict[tuple[int, int], np.ndarray] = {}
 
     def examples(epoch: int, start: int, count: int) -> np.ndarray:
-        """Those of an epoch from `start` on, up to `count` but only of one window."""
+        """Return the examples of an epoch from `start` on: at most `count`, and all from one window."""
         split, before = windows(epoch)
         number = int(np.searchsorted(before, start, "right")) - 1
         if (epoch, number) not in window:
-            window.clear()  # so that there is memory for one of them
+            window.clear()  # frees the old window before the new one is read
             window[epoch, number] = _read(stream.rows, split[number][np.argsort(split[number][:, 0])])
         x = window[epoch, number]
         order = random(epoch, number + 1).permutation(len(x))
@@ -120,14 +121,14 @@ def make_batches(stream: Stream, batch_size: int, key: Sequence[int]) -> Callabl
 
 
 def steps_per_chunk(stream: Stream, batch_size: int) -> int:
-    """How many batches are worth a call of the device: 16 MiB, or an epoch."""
+    """How many batches to send to the device in one call: 16 MiB, but at least one batch and at most one epoch."""
     return max(1, min(CHUNK_BYTES // (batch_size * stream.x[0].nbytes), stream.num_examples // batch_size))
 
 
 def read_ahead(read: Callable[[int], Any], depth: int = 2) -> Callable[[int], Any]:
-    """`read`, a pure function of 0, 1, 2, ..., which a thread calls for the `depth` numbers after the one asked for.
+    """Wrap `read`, a pure function of 0, 1, 2, ..., so that a thread computes the next `depth` results in advance.
 
-    What it raises is raised when its number is asked for.
+    If `read` raises an exception for a number, the exception is raised when that number is asked for.
     """
     pool, futures = ThreadPoolExecutor(1), dict[int, Future[Any]]()
 
@@ -144,12 +145,12 @@ def read_ahead(read: Callable[[int], Any], depth: int = 2) -> Callable[[int], An
 
 
 def _read_through(rows: Rows, source: str) -> tuple[tuple[float, float], str]:
-    """The range and the fingerprint of a file."""
+    """Read and check a whole file. Returns its range and its fingerprint."""
     digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
     low, high = float("inf"), -float("inf")
     missing, first = 0, list[int]()
     size = max(1, READ_BYTES // rows.row_bytes)
-    # Drawn after two seconds.
+    # The bar appears after two seconds.
     for start in progress.bar(range(0, rows.shape[0], size), delay=2, desc=f"reading {rows.path.name}"):
         block = np.array([[start, min(start + size, rows.shape[0])]])
         stored = rows.read(block)
@@ -173,7 +174,7 @@ def _read(rows: Rows, blocks: np.ndarray) -> np.ndarray:
 
 
 def _not_finite(x: np.ndarray, blocks: np.ndarray) -> tuple[int, list[int]]:
-    """How many values are not finite, and the index in the file of the first of them."""
+    """Count the values that are not finite. Returns the count and the index in the file of the first such value."""
     count, first = not_finite(x)
     return count, [int(np.concatenate([np.arange(*b) for b in blocks])[first[0]]), *first[1:]] if count else []
 
@@ -191,12 +192,12 @@ def _permutation(n: int) -> np.ndarray:
 
 
 def _num(blocks: np.ndarray) -> int:
-    """How many rows they hold."""
+    """How many rows the blocks hold."""
     return int(np.sum(blocks[:, 1] - blocks[:, 0]))
 
 
 def _cut(blocks: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of the first `num` rows, at least one, and blocks of the others."""
+    """Split blocks into blocks of the first `num` rows (at least one) and blocks of the other rows."""
     ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
     last = int(np.searchsorted(ends, num))  # the block that is cut
     at = blocks[last, 1] - (ends[last] - num)

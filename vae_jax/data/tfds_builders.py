@@ -1,8 +1,7 @@
-"""MNIST and its relatives through tensorflow-datasets, prepared and read without TensorFlow.
+"""Prepare and read MNIST and its relatives with tensorflow-datasets (TFDS), but without TensorFlow.
 
-The stock builders need TensorFlow to unpack and parse the downloaded files. The subclasses here keep the stock
-name, version, features, addresses and checksums, and parse the bytes themselves, so the directory they write is
-one that every other TFDS program reads.
+The stock builders of TFDS need TensorFlow to unpack and parse the downloaded files; the subclasses here parse the bytes
+themselves but keep name, version, features, addresses and checksums, so every TFDS program can read what they write.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from vae_jax.data.files import DEFLATE_MAX_RATIO, leaves
 from vae_jax.errors import UserError
 
 CONNECT_SECONDS = 5.0
-MAX_FEATURES = 1 << 20  # bytes of a features.json; that of MNIST has 700
+MAX_FEATURES = 1 << 20  # bytes of a features.json, which has 700 for MNIST
 _READ_CHUNK = 10_000
 _FEATURES = [
     f"tensorflow_datasets.core.features.{name}"
@@ -39,9 +38,9 @@ _FEATURES = [
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Return the uint8 array, with `ndim` axes, of a gzipped idx file.
+    """Read a gzipped idx file, the format of MNIST, as a uint8 array with `ndim` axes.
 
-    Raises ValueError when the file is not such an array or is longer or shorter than its header says.
+    Raises ValueError if the file is not such an array, or if it is longer or shorter than its header says.
     """
     with gzip.open(path, "rb") as file:
         header = file.read(4 + 4 * ndim)
@@ -49,7 +48,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             raise ValueError(f"{path} is not a gzipped idx file of uint8 values with {ndim} axes")
         shape = struct.unpack(f">{ndim}I", header[4:])
         size = math.prod(shape)
-        # Nothing is allocated for a size that the compressed bytes cannot hold.
+        # A size that the compressed bytes cannot hold is refused before memory is allocated for it.
         if size > DEFLATE_MAX_RATIO * path.stat().st_size:
             raise ValueError(f"{path} is too short for the shape {shape} in its header")
         data = file.read(size + 1)
@@ -58,9 +57,10 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-# The builders' names are taken. The keyword is of TFDS's __init_subclass__, which mypy does not see.
+# TFDS has builders of these names already, so these classes are not registered. mypy does not see the keyword
+# skip_registration, which belongs to the __init_subclass__ of TFDS.
 class _IdxBuilder(stock.MNIST, skip_registration=True):  # type: ignore[call-arg]
-    """The stock builder with its two TensorFlow-dependent steps replaced."""
+    """The stock MNIST builder, but its two steps that need TensorFlow are replaced."""
 
     name = "mnist"
 
@@ -85,7 +85,7 @@ class _IdxBuilder(stock.MNIST, skip_registration=True):  # type: ignore[call-arg
         if len(images) != len(labels):
             raise ValueError(f"{images_path} holds {len(images)} images, {labels_path} {len(labels)} labels")
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            # A PIL image is encoded by Pillow; an array would be encoded by TensorFlow.
+            # TFDS encodes a PIL image with Pillow, but it would encode an array with TensorFlow.
             yield index, {"image": Image.fromarray(image), "label": int(label)}
 
 
@@ -102,7 +102,7 @@ BUILDERS: dict[str, type[_IdxBuilder]] = {b.name: b for b in (_IdxBuilder, _Fash
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TFDS from logging, warning, printing and drawing progress bars, and put everything back."""
+    """Keep TFDS from logging, warning, printing and drawing progress bars within the `with` block."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -115,9 +115,10 @@ def _quiet() -> Iterator[None]:
 
 
 def unreachable(url: str) -> str:
-    """Return why `url` cannot be downloaded, or '' when its server answers within `CONNECT_SECONDS`.
+    """Return why `url` cannot be downloaded, or '' if its server answers within `CONNECT_SECONDS`.
 
-    TFDS itself retries for minutes. This asks through the same library, so proxies and certificates are the same.
+    TFDS itself would retry for minutes. This function uses the library that TFDS uses, and so the same proxies and
+    certificates.
     """
     host = url.split("/")[2]
     try:
@@ -130,9 +131,9 @@ def unreachable(url: str) -> str:
 
 
 def prepare(name: str, data_dir: Path) -> Path:
-    """Download one of `BUILDERS` and write it as array_record; return the prepared directory.
+    """Download the data set of one of `BUILDERS`, write it as array_record, and return the prepared directory.
 
-    Raises UserError when the files cannot be had or the directory cannot be written.
+    Raises UserError if the files cannot be downloaded or the directory cannot be written.
     """
     try:
         if reason := unreachable(BUILDERS[name].urls()["train_images"]):
@@ -140,7 +141,7 @@ def prepare(name: str, data_dir: Path) -> Path:
         print(f"Downloading {name} and preparing it in {data_dir} ...", file=sys.stderr)
         with _quiet():
             builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
-            # Left on, TFDS first looks for a copy in a bucket, which needs TensorFlow.
+            # By default, TFDS first looks for a copy on Google Cloud Storage, which needs TensorFlow.
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
             return Path(builder.data_dir)
     except Exception as error:
@@ -152,9 +153,9 @@ def prepare(name: str, data_dir: Path) -> Path:
 
 
 def tfrecords(path: Path) -> Iterator[bytes]:
-    """Yield the records of a TFRECORD file. Raises ValueError when it ends inside a record.
+    """Yield the records of a TFRECORD file. Raises ValueError if the file ends inside a record.
 
-    The checksums are not verified: the standard library has no CRC-32C.
+    The checksums are not verified, because the standard library has no CRC-32C.
     """
     left = path.stat().st_size
     with open(path, "rb") as file:
@@ -180,7 +181,7 @@ def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
 
 
 def check_prepared(directory: Path) -> None:
-    """ValueError unless the features are those of MNIST: TFDS imports whatever module a features.json names."""
+    """Raise ValueError if features.json names any feature that MNIST lacks: TFDS would import the module it names."""
     path = directory / "features.json"
     if path.stat().st_size > MAX_FEATURES:
         raise ValueError(f"features.json has {path.stat().st_size} bytes")
@@ -198,10 +199,10 @@ def check_prepared(directory: Path) -> None:
 
 
 def read(directory: Path) -> dict[str, np.ndarray]:
-    """Return x_train, y_train, x_test, y_test of a prepared directory, array_record or TFRECORD.
+    """Return x_train, y_train, x_test and y_test of a prepared directory, from array_record or TFRECORD files.
 
-    x: images, [N, H, W, C], uint8; y: labels, [N], int64; in the order of the records. Raises UserError for
-    anything that cannot be read.
+    x holds images, [N, H, W, C], uint8, and y holds labels, [N], int64, both in the order of the records. Raises
+    UserError if the directory cannot be read.
     """
     arrays = {}
     try:

@@ -1,1 +1,1 @@
-"""A run: its directory, checkpoints and metrics, and the training of many members."""
+"""Train one run or many side by side, and keep their directories, checkpoints and metrics."""

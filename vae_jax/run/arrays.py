@@ -1,6 +1,6 @@
-"""Trees of arrays in files. The one file that knows orbax.
+"""Write pytrees of arrays to files and read them back. Only this module uses orbax.
 
-Arrays come from the host and go to it, so that the devices that wrote them are nothing to those that read them.
+Arrays pass through the memory of the host, so they can be read on other devices than they were written on.
 """
 
 import errno
@@ -21,7 +21,7 @@ from vae_jax.errors import UserError
 
 
 def write(folder: Path, **trees: Any) -> None:
-    """Each tree into a folder of its name. OSError if one cannot be written."""
+    """Write each tree into a subfolder with its name. Raises OSError if a tree cannot be written."""
     try:
         with _quiet(), _checkpointer() as checkpointer:
             for name, tree in trees.items():
@@ -35,7 +35,7 @@ def write(folder: Path, **trees: Any) -> None:
 
 
 def read(folder: Path, **likes: Any) -> list[Any]:
-    """The trees of a folder, with the shapes and types of `likes`. UserError if they have others."""
+    """Read trees from a folder, with the shapes and types of `likes`. Raises UserError if the shapes differ."""
     with _quiet(), _checkpointer() as checkpointer:
         return [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
 
@@ -48,7 +48,7 @@ def _orbax() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it orbax logs nothing: it has a hundred lines per run, and pages from its threads where a file fails."""
+    """Silence orbax, which logs a hundred lines per run, and pages from its threads where a file fails."""
     from absl import logging as absl_logging
 
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
@@ -67,7 +67,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _checkpointer() -> Any:
-    """Of this process alone: it asks no other one to take part."""
+    """Make a checkpointer for this process alone, which does not wait for other processes."""
     ocp, index = _orbax(), jax.process_index()
     alone = ocp.options.MultiprocessingOptions(index, {index}, "alone") if jax.process_count() > 1 else None
     options = {} if alone is None else {"multiprocessing_options": alone}
@@ -79,7 +79,7 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
         tree = checkpointer.metadata(path).item_metadata.tree
         held, built = _shapes(tree), _shapes(like)
         for leaf in jax.tree.leaves(tree):
-            # A chunk is decoded whole, however little of it the array has.
+            # A chunk is always decoded as a whole, so a huge chunk could fill the memory even for a small array.
             if prod(leaf.storage.chunk_shape or ()) > max(1, prod(leaf.shape)):
                 raise ValueError(f"an array of {leaf.shape} in chunks of {leaf.storage.chunk_shape}")
         for leaf in sorted(held.keys() | built.keys()):
@@ -98,11 +98,11 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """By name."""
+    """The shape of each array in a tree, by the name of the array."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _empty(a: Any) -> np.ndarray:
-    """The shape and type of `a`, without memory of its own."""
+    """An array with the shape and type of `a`, which takes the memory of one value only."""
     return np.broadcast_to(np.zeros((), a.dtype), a.shape)

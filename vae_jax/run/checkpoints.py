@@ -1,11 +1,11 @@
-"""The checkpoints of a run, each whole and as it was written or not used at all.
+"""Save and load the checkpoints of a run. A checkpoint that is incomplete or damaged is never used.
 
-checkpoints/N/      after step N, there by one renaming when all of it is written:
+checkpoints/N/      the state after step N; it gets this name by one rename when all files are written:
     params/         the weights to evaluate
     state/          the rest of the training state
-    progress.json   the loss, and the sums since the last evaluation
-    metrics.jsonl   the lines so far
-    SHA256SUMS      the digests of all of these
+    progress.json   the loss, the sums of the metrics since the last evaluation, and the kind of random key
+    metrics.jsonl   the lines of the run's metrics.jsonl so far
+    SHA256SUMS      the SHA-256 digests of all these files
 """
 
 import json
@@ -29,12 +29,12 @@ from vae_jax.run.runs import read_run, steps as steps
 from vae_jax.update import TrainState
 from vae_jax.xla import devices
 
-MAX_SECONDS = 300  # of training without a checkpoint, however far the next evaluation is
+MAX_SECONDS = 300  # of training without a checkpoint, even if the next evaluation is far away
 MAX_PROGRESS = 1 << 20  # bytes of a progress.json, which has a few hundred
 
 
 class Restored(NamedTuple):
-    """A trained VAE."""
+    """A trained VAE, as a checkpoint holds it."""
 
     config: Config
     data: DataInfo
@@ -44,10 +44,10 @@ class Restored(NamedTuple):
 
 
 def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float | None = None) -> None:
-    """Write the checkpoint of `state`, with the sums since its last evaluation and the loss if it was evaluated.
+    """Write a checkpoint of `state`, and keep only the two latest checkpoints and the one with the lowest loss.
 
-    The two latest are kept, and the one of the lowest loss. OSError, and the earlier ones as they are, if it cannot be
-    written.
+    totals: the sums of the metrics since the last evaluation. loss: the loss of `state`, if it was evaluated. Raises
+    OSError if the checkpoint cannot be written; the earlier checkpoints then stay as they are.
     """
     if int(state.step) in steps(run_dir):
         return
@@ -58,12 +58,12 @@ def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float |
         (new / "progress.json").write_text(metrics.to_json(progress), "utf-8")
         (new / "metrics.jsonl").write_text(metrics.text(run_dir), "utf-8")
         digests.write(new)
-        (run_dir / "run.json").stat()  # orbax makes a directory anew that has vanished
+        (run_dir / "run.json").stat()  # fails if the run directory has vanished: orbax would have made it anew
         new.rename(_folder(run_dir, int(state.step)))
     except OSError:
         for left in new.parent.glob(f"{new.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-        (run_dir / "run.json").stat()  # that it has vanished says more than what came of it
+        (run_dir / "run.json").stat()  # if the run directory has vanished, this error says so
         raise
     best = _best(run_dir, steps(run_dir))
     for step in steps(run_dir)[:-2]:
@@ -72,9 +72,9 @@ def save(run_dir: Path, state: TrainState, totals: metrics.Totals, loss: float |
 
 
 def sound_steps(run_dir: Path) -> list[int]:
-    """The steps of the checkpoints that are what their digests say, in their order.
+    """The steps of the undamaged checkpoints, whose files match their digests, in rising order.
 
-    The others are set aside as N.damaged, with a line on stderr for each. UserError if there are only others.
+    Damaged checkpoints are renamed to N.damaged, with a line on stderr for each. Raises UserError if all are damaged.
     """
     sound, damaged = _verify(run_dir)
     for step, reason in damaged.items():
@@ -86,10 +86,10 @@ def sound_steps(run_dir: Path) -> list[int]:
 
 
 def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, metrics.Totals]:
-    """The state after `step`, by default the latest of `sound_steps`, and its totals. like: of its shapes.
+    """Load the state after `step`, by default the latest of `sound_steps`, and its totals.
 
-    Without a checkpoint, `like` itself. Later checkpoints are dropped and metrics.jsonl becomes what it was then: the
-    resumed run writes them again.
+    like: a state of the same shapes, which is returned itself if there is no checkpoint. Later checkpoints are deleted
+    and metrics.jsonl becomes what it was after `step`, because the resumed run writes them again.
     """
     sound = sound_steps(run_dir)
     if not sound:
@@ -113,7 +113,7 @@ def resume(run_dir: Path, like: TrainState, step: int | None = None) -> tuple[Tr
 
 
 def resume_everywhere(run_dir: Path, like: TrainState) -> tuple[TrainState, metrics.Totals]:
-    """As `resume`, for the state of several devices or processes. The first process reads, and has the totals."""
+    """Do what `resume` does, for several devices or processes. Only the first process reads, and gets the totals."""
     totals: metrics.Totals = {}
 
     def read() -> TrainState:
@@ -125,10 +125,10 @@ def resume_everywhere(run_dir: Path, like: TrainState) -> tuple[TrainState, metr
 
 
 def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
-    """The trained VAE of a run directory: its config, its pure functions and its parameters.
+    """Load the trained VAE of a run directory: its config, its pure functions and its parameters.
 
-    checkpoint: 'latest', 'best' (lowest evaluation loss) or a step. Of the first two, damaged ones are passed over with
-    a line on stderr. UserError if the directory is not a run, or has no such checkpoint undamaged.
+    checkpoint: 'latest', 'best' (the lowest evaluation loss) or a step. 'latest' and 'best' skip damaged checkpoints,
+    with a line on stderr. Raises UserError if the directory is not a run, or has no such undamaged checkpoint.
     """
     run_dir = Path(run_dir)
     config, data = read_run(run_dir)
@@ -144,15 +144,15 @@ def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
             (params,) = arrays.read(_folder(run_dir, step), params=like)
             return Restored(config, data, vae, params, step)
         except (OSError, UserError):
-            if steps(run_dir) == there:  # else a run that goes on has deleted what was read
+            if steps(run_dir) == there:  # else a training run has just deleted the checkpoint: try again
                 raise
 
 
 def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
-    """`vae` that begins with the latest weights of the run `config.init_from`; as it is without one.
+    """Make `vae` begin with the latest weights of the run `config.init_from`. If that is empty, `vae` is unchanged.
 
-    The optimiser, the schedules and the average of the weights begin anew. UserError if that is not a run of the same
-    model on examples of the same shape, or if its weights are not finite.
+    The optimiser, the schedules and the average of the weights begin anew. Raises UserError if that run has another
+    model, examples of another shape or other classes, or if its weights are not finite.
     """
     if not config.init_from:
         return vae
@@ -180,7 +180,7 @@ def _folder(run_dir: Path, name: int | str) -> Path:
 
 
 def _delete(run_dir: Path, step: int) -> None:
-    """Half of a checkpoint is never left under its name."""
+    """Delete a checkpoint. It is renamed first, so that half a checkpoint never keeps the name of a whole one."""
     old = _folder(run_dir, ".old")
     shutil.rmtree(old, ignore_errors=True)
     _folder(run_dir, step).rename(old)
@@ -188,7 +188,11 @@ def _delete(run_dir: Path, step: int) -> None:
 
 
 def _verify(run_dir: Path, *parts: str, one: bool = False) -> tuple[list[int], dict[int, str]]:
-    """The steps that are sound, the latest first or only it, and what is wrong with those that are not."""
+    """Return the steps of the undamaged checkpoints, latest first, and what is wrong with each damaged checkpoint.
+
+    parts: what to check in each checkpoint, by default all files. one: stop at the first undamaged checkpoint. Raises
+    UserError if all checkpoints are damaged.
+    """
     sound, damaged = [], {}
     for step in reversed(steps(run_dir)):
         reason = digests.damage(_folder(run_dir, step), *parts)
@@ -224,7 +228,7 @@ def _choose(run_dir: Path, checkpoint: str) -> int:
 
 
 def _best(run_dir: Path, among: list[int]) -> int | None:
-    """The step of the lowest loss; None without one."""
+    """The step of the checkpoint with the lowest loss; None if no checkpoint has a loss."""
     losses = {step: loss for step in among if (loss := _loss(_folder(run_dir, step))) is not None}
     return min(losses, key=lambda step: (losses[step], step), default=None)
 
@@ -237,7 +241,7 @@ def _loss(folder: Path) -> float | None:
 
 
 def _progress(folder: Path) -> tuple[float | None, metrics.Totals, str]:
-    """The loss, the totals and the kind of key of a checkpoint. UserError if its progress.json holds anything else."""
+    """Read the loss, the totals and the kind of random key from progress.json. Raises UserError if it is invalid."""
     path = folder / "progress.json"
     try:
         if path.stat().st_size > MAX_PROGRESS:
@@ -247,20 +251,20 @@ def _progress(folder: Path) -> tuple[float | None, metrics.Totals, str]:
         if not all(isinstance(number, float | int | None) for number in (loss, *totals.values())):
             raise TypeError("not only numbers")
         totals = {name: nan if total is None else total for name, total in totals.items()}
-        return loss, totals, str(progress.get("prng", "threefry2x32"))  # JAX's own default, in earlier versions
+        return loss, totals, str(progress.get("prng", "threefry2x32"))  # JAX's default, if the checkpoint is old
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(f"{path} is not the progress of a run ({reason}). Choose another checkpoint.") from None
 
 
 def _prng(state: TrainState) -> str:
-    """The kind of a state's key, also where the state is shapes and types alone."""
+    """The kind of a state's random key. The state may be abstract, with only shapes and types instead of arrays."""
     kinds = ("threefry2x32", "rbg", "unsafe_rbg")
     return next((kind for kind in kinds if jax.random.key(0, impl=kind).dtype == state.key.dtype), "another one")
 
 
 def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
-    """What sampling needs, and the rest: so that a checkpoint is read without building the optimiser."""
+    """Split a state into the weights to evaluate and the rest, so that the weights are read without the optimiser."""
     key = jax.random.key_data(state.key)
     rest = {"step": state.step, "opt_state": state.opt_state, "key": key, "guard": state.guard}
     return state.averaged, rest if state.ema is None else {**rest, "params": state.params}

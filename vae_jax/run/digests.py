@@ -1,4 +1,4 @@
-"""Digests: what is read is what was written, or the file that differs is named."""
+"""SHA-256 digests, which show whether files are still as they were written, and which file is not."""
 
 import hashlib
 import json
@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 NAME = "SHA256SUMS"
-MAX_BYTES = 16 << 20  # of it: lines for more files than any checkpoint has
+MAX_BYTES = 16 << 20  # of SHA256SUMS: enough for more files than any checkpoint has
 
 
 def write(folder: Path) -> None:
-    """Write the digest of every file below a folder to its SHA256SUMS, as `sha256sum` does: `-c` checks them."""
+    """Write the digest of every file below a folder to its SHA256SUMS, which `sha256sum -c` can check."""
     (folder / NAME).write_text("".join(f"{_of_file(folder / name)}  {name}\n" for name in _files(folder)), "utf-8")
 
 
 def damage(folder: Path, *parts: str) -> str | None:
-    """What is wrong with the files below a folder, by the first that is not as its SHA256SUMS says; None if nothing.
+    """Describe the first file below a folder that does not match its SHA256SUMS; None if all files match.
 
-    parts: files and folders in it to which to keep; by default all.
+    parts: check only these files and subfolders; by default all.
     """
     try:
         if (folder / NAME).stat().st_size > MAX_BYTES:
@@ -47,7 +47,7 @@ def damage(folder: Path, *parts: str) -> str | None:
 
 
 def of_json(value: Any) -> str:
-    """The digest of what a JSON file says, however it is laid out."""
+    """The digest of a JSON value. It does not depend on the layout of the file."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

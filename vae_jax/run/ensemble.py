@@ -1,6 +1,6 @@
-"""Runs that differ in seed, beta and learning rate, trained side by side in one program.
+"""Train runs (the members) that differ only in seed, beta and learning rate, side by side in one program.
 
-The states of M members are one state with a leading axis M. Each member computes what it would alone.
+The states of M members are one state with a leading axis M, and each member computes what it would compute alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from vae_jax.update import Objective, TrainState
 
 
 class Traced(NamedTuple):
-    """What differs between members besides the seed, float32 [M], or of one member []; None where it is the same."""
+    """What may differ between members besides the seed, float32 [M], or [] for one member; None if it is the same."""
 
     beta: Array | None
     learning_rate: Array | None
@@ -37,13 +37,14 @@ def init_states(vae: VAE, members: Sequence[Config], steps_per_epoch: int, x: Ar
 
 
 def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool | None = None) -> Callable[..., Any]:
-    """train(states, traced, examples, num_steps) -> (states, sums of the metrics, [M]): `update.make_train`, jitted.
+    """Make train(states, traced, examples, num_steps) -> (states, sums of the metrics, [M]) from `update.make_train`.
 
-    config: that of any member; one compilation serves all of them. batched: whether each operation is one of all
-    members, by `jax.vmap`, or they take turns in a loop; by default the first, but on CPU the second.
+    The function is jitted. config: the config of any member; one compilation serves all members. batched: if true,
+    `jax.vmap` computes all members at once; if false, they take turns in a loop. The default is false on CPU and true
+    elsewhere.
     """
     if batched is None:
-        # On CPU a product of M matrices takes longer than M products, and rounds otherwise than a member alone does.
+        # On CPU a batched product of M matrices is slower than M products, and rounds differently from a single run.
         batched = jax.default_backend() != "cpu"
 
     def one(state: TrainState, traced: Traced, examples: Examples, num_steps: Array):
@@ -65,7 +66,7 @@ def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool 
 
 
 def make_evaluate(vae: VAE, objective: Objective) -> Callable[..., Any]:
-    """As `evaluate.make_evaluate_objective`, of (params, beta) instead of params: one compilation for every beta."""
+    """`evaluate.make_evaluate_objective` for (params, beta) instead of params: one compilation serves every beta."""
     of_pair = VAE(vae.init, *(lambda pair, *args, f=f: f(pair[0], *args) for f in vae[1:]))
 
     def weighted(pair: tuple[Params, Array | None], key: Array, x: Array, vae: VAE):
@@ -76,5 +77,5 @@ def make_evaluate(vae: VAE, objective: Objective) -> Callable[..., Any]:
 
 @jax.jit
 def take(tree: Any, i: int) -> Any:
-    """What a tree with a leading axis M holds of member i."""
+    """Take member i out of a tree whose arrays have a leading axis M."""
     return jax.tree.map(lambda a: a[i], tree)

@@ -1,4 +1,4 @@
-"""The training loop, of one run or of several side by side: many steps per call, evaluations, checkpoints, a log."""
+"""The training loop of one run, or of several side by side: it trains, evaluates, logs and saves checkpoints."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,25 +20,25 @@ from vae_jax.xla import devices
 
 
 class Member(NamedTuple):
-    """A run that the loop trains: the only one, or one of a sweep."""
+    """A run that the loop trains: a single run, or one run of a sweep."""
 
     run_dir: Path
     config: Config
-    name: str = ""  # what its lines of log begin with, where there are others
+    name: str = ""  # its log lines begin with this, if there are several members
 
 
 class Outcome(NamedTuple):
-    state: TrainState  # of all members
+    state: TrainState  # the states of all members
     step: int
-    means: list[Any]  # the posterior means of the last evaluation of each member, None without one
-    lost: list[bool]  # whether so many updates of a member were skipped that it has failed
-    stop: int  # the exit status that a signal asks for, 0 without one
+    means: list[Any]  # of each member at its last evaluation: the posterior means; None without an evaluation
+    lost: list[bool]  # of each member: whether it has failed because too many updates were skipped
+    stop: int  # the exit status that a signal asks for; 0 without a signal
 
 
 def begin(
     config: Config, vae: VAE, examples: Examples | Stream, steps_per_epoch: int, mesh: Mesh
 ) -> tuple[TrainState, Callable[[TrainState, int], tuple[TrainState, Any]]]:
-    """The first state of a run, on all devices of `mesh`, and advance(state, count) as `train` takes it."""
+    """Make the first state of a run, on all devices of `mesh`, and the function advance(state, count) for `train`."""
     init, one_step = build.make_training(config, vae, steps_per_epoch)
     everywhere = devices.replicated(mesh)
     if isinstance(examples, Stream):
@@ -66,19 +66,21 @@ def train(
     take: Callable[[Any, int], Any] = lambda tree, n: tree,
     logged: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train members, all at one step, until the end or a signal, or until all are lost. The first process writes.
+    """Train members, which are all at the same step, until the end or a signal, or until all of them are lost.
 
-    state: of all members; `take(state, n)` is that of one. totals: the sums of each since its last evaluation.
-    advance(state, count) -> the state after `count` steps, and the sums of their metrics. evaluate(n, params) -> the
-    values of every example of `split`, and the posterior means. draw(n, params, step, means, folder) draws pictures.
-    logged() is called after metrics.jsonl has grown. A member that is lost is not evaluated or saved any more.
+    state: the states of all members; `take(state, n)` is the state of member n. totals: for each member, the sums of
+    the metrics since its last evaluation. advance(state, count) returns the state after `count` steps, and the sums of
+    the metrics over these steps. evaluate(n, params) returns the values of every example of `split`, and the posterior
+    means. draw(n, params, step, means, folder) draws pictures. stopped() returns the exit status that a signal asks
+    for, or 0. logged() is called after metrics.jsonl has grown. A lost member is not evaluated or saved any more,
+    except at the last step. Only the first process writes files.
     """
     is_first, numbers, config = jax.process_index() == 0, range(len(members)), members[0].config
     totals, means, stop, step = list(totals), [None] * len(members), 0, int(take(state, 0).step)
     lost = [guard.is_lost(jax.device_get(take(state.guard, n)), step, num_steps) for n in numbers]
-    state, _ = advance(state, 0)  # compiles, so that the rates below are of steps
+    state, _ = advance(state, 0)  # compiles, so that the rates below count only steps
     bar = progress.bar(total=num_steps, initial=step, unit="step")
-    chunk, saved = 1, time.monotonic()  # steps per call: about a second of them
+    chunk, saved = 1, time.monotonic()  # chunk: steps per call, which take about a second
 
     def save(loss: Callable[[int], float | None] = lambda n: None) -> None:
         for n in numbers:
@@ -119,7 +121,7 @@ def train(
             progress.say(label + metrics.describe(record, rate, left))
             if trained["skipped"]:
                 progress.say(label + guard.describe(take(seen, n)))
-            metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash in between, written again
+            metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash, both are written again
             logged()
             checkpoints.save(run_dir, take(state, n), {}, record["loss"])
             if own.picture_epochs and at["epoch"] % own.picture_epochs == 0:
@@ -128,5 +130,5 @@ def train(
         saved = time.monotonic()
 
     bar.close()
-    save()  # stopped inside an epoch
+    save()  # if training stopped inside an epoch
     return Outcome(state, step, means, lost, stop)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one evaluation of one split per line. And the averages over the steps in between."""
+"""Write and read metrics.jsonl, one evaluation of one split per line, and average metrics over training steps."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-Totals = dict[str, float]  # sums over steps, with how many `steps` and `seconds` they took
+Totals = dict[str, float]  # sums over steps, with the number of `steps` and the `seconds` that they took
 
 
 def add(totals: Totals, sums: Mapping[str, Any], steps: int, seconds: float) -> Totals:
@@ -16,7 +16,10 @@ def add(totals: Totals, sums: Mapping[str, Any], steps: int, seconds: float) -> 
 
 
 def averages(totals: Totals, batch_size: int) -> dict[str, float]:
-    """The mean of each metric over the steps that were not skipped, NaN without one; how many were; examples/s."""
+    """The mean of each metric over the steps that were not skipped, or NaN if all steps were skipped.
+
+    The result also holds the number of steps `skipped`, and `examples_per_second`.
+    """
     steps, seconds, skipped = (totals[name] for name in ("steps", "seconds", "skipped"))
     sums = {name: total for name, total in totals.items() if name not in ("steps", "seconds", "skipped")}
     means = {name: total / (steps - skipped) if skipped < steps else nan for name, total in sums.items()}
@@ -24,7 +27,7 @@ def averages(totals: Totals, batch_size: int) -> dict[str, float]:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, which has no NaN and no infinity: such a number is written as null."""
+    """Convert a value to JSON. NaN and infinity become null, because JSON has neither."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -47,7 +50,7 @@ def text(run_dir: Path) -> str:
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """The records, up to a line that is none: a last line torn by a crash."""
+    """Read the records up to the first line that is not a record, such as a last line that a crash cut short."""
     records = []
     for line in text(run_dir).splitlines():
         try:
@@ -61,7 +64,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str:
-    """One line for a person. rate: training examples per second."""
+    """Describe a record in one line of log. rate: training examples per second."""
     minutes, seconds = divmod(int(seconds_left), 60)
     return (
         f"epoch {record['epoch']:g}  {record['split']}: loss {record['loss']:.3f}  "
@@ -71,7 +74,7 @@ def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, "utf-8")
     os.replace(temporary, path)

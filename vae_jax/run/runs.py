@@ -1,7 +1,7 @@
-"""A run directory: what is trained there, held by one process at a time.
+"""Open and check run directories. Only one process at a time can train in a run directory.
 
-run.json         config, data (shapes, sizes, fingerprint), versions, and the digest of these
-metrics.jsonl    one evaluation per line: a log, which a resumed run takes from its checkpoint
+run.json         config, data (shapes, sizes, fingerprint), versions, and a digest of all this
+metrics.jsonl    one evaluation per line; a resumed run restores it from its checkpoint
 checkpoints/     see checkpoints.py
 """
 
@@ -27,18 +27,19 @@ from vae_jax.guard import Guard, describe
 from vae_jax.run import digests
 
 FORMAT = 4
-LARGE = 30.0  # data beyond it is worth a word where a loss is not finite: standardised data hardly goes so far
-MAX_RUN_BYTES = 4 << 20  # of run.json, which has a few thousand, and more for many classes
-MAX_VALUES = 2**28  # of an example: a picture of 9,000 x 9,000 pixels in colour
+LARGE = 30.0  # the error of a lost run mentions data beyond it, because standardised data rarely goes so far
+MAX_RUN_BYTES = 4 << 20  # of run.json, which has a few thousand bytes, or more if there are many classes
+MAX_VALUES = 2**28  # in one example: enough for a picture of 9,000 x 9,000 pixels in colour
 
 
 @contextmanager
 def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = False) -> Iterator[None]:
-    """Begin a run directory, or go on with the one there if it is of the same config and data; alone, within the block.
+    """Begin a run directory, or open an existing run to continue it. Other processes are kept out within the block.
 
-    More epochs are the same config unless the schedule of the learning rate depends on their number. A run that has
-    nothing to lose begins anew with any config. restart: move an existing one aside first. UserError names the fields
-    that differ, or says that another process trains there.
+    An existing run continues only with the same config and data. More epochs count as the same config unless the
+    schedule of the learning rate depends on their number. A run that holds only run.json and metrics.jsonl begins anew
+    with any config. restart: move an existing run aside first. Raises UserError, which names the fields that differ, or
+    says that another process trains there.
     """
     path = run_dir / "run.json"
     if run_dir.exists() and not run_dir.is_dir():
@@ -60,13 +61,13 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
         stack.enter_context(_locked(path))
         if _is_new(run_dir) or not _is_same(run_dir, config, data):
             stack.enter_context(_write_run(path, config, data))
-        for litter in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*")):  # of a crash
+        for litter in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*")):  # left by a crash
             shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         yield
 
 
 def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
-    """The config and data of a run directory, or a UserError that says why it is none."""
+    """Read the config and data of a run directory. Raises UserError, which says why, if it is not a run directory."""
     path = run_dir / "run.json"
     _check_run(run_dir)
     _check_own(run_dir)
@@ -94,15 +95,15 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
 
 
 def _upgrade(run: dict[str, Any]) -> None:
-    """What format 3 said, in the words of this one."""
+    """Convert the contents of a run.json of format 3 to the current format, in place."""
     number = run["data"].pop("num_classes")
     run["data"]["classes"] = list(range(number)) if run["config"]["conditional"] else []
-    if run["config"]["kl"] == "analytic":  # where there is a closed form
+    if run["config"]["kl"] == "analytic":  # in format 3: analytic where possible
         run["config"]["kl"] = "auto"
 
 
 def move_aside(run_dir: Path) -> Path:
-    """Rename a run directory to the first free NAME.1, NAME.2, ..."""
+    """Rename a run directory to the first free name of NAME.1, NAME.2, ..., and return the new path."""
     number, run_dir = 1, run_dir.resolve()
     if Path.cwd().is_relative_to(run_dir):
         raise UserError(f"{run_dir} cannot be moved aside: it is the current directory. Leave it first.")
@@ -116,7 +117,7 @@ def move_aside(run_dir: Path) -> Path:
 
 
 def _is_new(run_dir: Path) -> bool:
-    """Whether nothing is there, or only what a run killed at its very beginning left."""
+    """Whether there is nothing, or only what is left of a run that was killed at its very beginning."""
     if not run_dir.is_dir():
         return not run_dir.exists()
     run = run_dir / "run.json"
@@ -124,7 +125,7 @@ def _is_new(run_dir: Path) -> bool:
 
 
 def _holds(run_dir: Path, *but: str) -> bool:
-    """Whether there is anything in a run directory but what is named and what a crash left half-written."""
+    """Whether a run directory holds anything besides the names in `but` and half-written files of a crash."""
     left = {path.name for path in run_dir.iterdir() if not (path.name[0] == "." and path.suffix == ".tmp")}
     return bool(left - {"checkpoints", *but}) or any(p.name[0] != "." for p in (run_dir / "checkpoints").glob("*"))
 
@@ -136,18 +137,18 @@ def _check_run(run_dir: Path) -> None:
 
 
 def _check_own(run_dir: Path) -> None:
-    """UserError for a link that leaves the run directory, or a device: what is written or removed there stays there."""
+    """Raise UserError for a link out of the run directory or a device, so that nothing outside it is changed."""
     for folder, folders, names in os.walk(run_dir):
         for name in (*folders, *names):
             path = Path(folder, name)
-            mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG  # it may vanish meanwhile
+            mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG  # it may have just vanished
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not leaves(path, run_dir))):
                 what = "a link out of the run directory" if stat.S_ISLNK(mode) else "not a plain file"
                 raise UserError(f"{path} is {what}; expected only files and folders of its own. Put a copy there.")
 
 
 def _checked(data: DataInfo) -> DataInfo:
-    """What run.json says of the data, with the right types. TypeError or ValueError if it cannot be."""
+    """Convert what run.json says about the data to the right types. Raises TypeError or ValueError if it is wrong."""
     low, high = (float(end) for end in data.range)
     shape = tuple(operator.index(size) for size in data.shape)
     if not (1 <= len(shape) <= 3 and min(shape) > 0 and prod(shape) <= MAX_VALUES):
@@ -166,7 +167,10 @@ def _checked(data: DataInfo) -> DataInfo:
 
 
 def _is_same(run_dir: Path, config: Config, data: DataInfo) -> bool:
-    """Whether run.json has this config and this data; if not, it is to be written anew. UserError if it must not be."""
+    """Whether run.json has this config and this data. If not, the caller writes it anew.
+
+    Raises UserError if run.json differs but must not be replaced, because the run would be lost.
+    """
     old_config, old_data = read_run(run_dir)
     found = differences(old_config, config)
     changed = [f"{name} (was {a!r}, now {b!r})" for name, (a, b) in found.items()]
@@ -196,7 +200,7 @@ def _is_same(run_dir: Path, config: Config, data: DataInfo) -> bool:
 
 
 def steps(run_dir: Path) -> list[int]:
-    """The steps that have a checkpoint, damaged or not, in their order."""
+    """The steps that have a checkpoint, damaged or not, in rising order."""
     folder = run_dir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
@@ -204,7 +208,7 @@ def steps(run_dir: Path) -> list[int]:
 
 @contextmanager
 def _write_run(path: Path, config: Config, data: DataInfo) -> Iterator[None]:
-    """Write run.json whole or not at all, and hold it: what is locked is the file in whose place it comes."""
+    """Write run.json completely or not at all. It is locked within the block, since it replaces the locked file."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
@@ -224,7 +228,7 @@ def _write_run(path: Path, config: Config, data: DataInfo) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a file, made empty if there is none, until the block ends or the process, however that ends."""
+    """Lock a file until the block or the process ends. If there is no such file, an empty one is made."""
     while True:
         with open(path, "a", encoding="utf-8") as file:
             try:
@@ -236,7 +240,7 @@ def _locked(path: Path) -> Iterator[None]:
                 ) from None
             except (ImportError, OSError) as error:  # Windows, and file systems without locks
                 print(f"{path} cannot be locked ({error}): let no other process train there", file=sys.stderr)
-            # Before it was held, its folder may have been moved aside and begun anew, or the file written anew.
+            # Before we locked it, another process may have moved the folder aside or replaced the file. Then try again.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
                 return
@@ -249,7 +253,7 @@ def _lock(file: IO[str]) -> None:
 
 
 def lost(seen: Guard, config: Config, value_range: tuple[float, float], num_steps: int, saved: bool) -> UserError:
-    """The error of a run that is lost, and what to do. value_range: of its data; saved: whether it has a checkpoint."""
+    """The error of a lost run, with advice. value_range: the range of its data. saved: whether it has a checkpoint."""
     advice = []
     if max(map(abs, value_range)) > LARGE:
         low, high = value_range

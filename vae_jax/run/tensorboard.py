@@ -1,6 +1,6 @@
-"""metrics.jsonl for TensorBoard: RUN_DIR/tensorboard/SPLIT has one point for each metric of each record.
+"""Copy metrics.jsonl for TensorBoard: RUN_DIR/tensorboard/SPLIT has one point for each metric of each record.
 
-The event files are a copy: a resumed run, whose metrics.jsonl goes back to its checkpoint, writes them anew.
+A resumed run writes these event files anew, because its metrics.jsonl goes back to its checkpoint.
 """
 
 import time
@@ -14,9 +14,9 @@ from vae_jax.run import metrics
 
 @contextmanager
 def mirror(run_dir: Path, wanted: bool) -> Iterator[Callable[[], None]]:
-    """Within it, the given function copies the records that metrics.jsonl has gained; so does the end of the block.
+    """Yield a function that copies the new records of metrics.jsonl. The end of the block copies them too.
 
-    Its first call replaces the event files of an earlier process. Does nothing unless `wanted`.
+    The first call replaces the event files of an earlier process. Nothing is copied unless `wanted` is true.
     """
     folder, writers, written = run_dir / "tensorboard", dict[str, Any](), 0
 
@@ -47,13 +47,13 @@ def mirror(run_dir: Path, wanted: bool) -> Iterator[Callable[[], None]]:
 
 
 def _open(folder: Path) -> Any:
-    # Not SummaryWriter: it writes from a thread, which an error ends in silence, and then blocks who calls it.
+    # Not SummaryWriter: it writes from a thread, which dies silently on an error, and then every call blocks.
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     folder.mkdir(parents=True, exist_ok=True)
     writer = EventsWriter(str(folder / "events"))
-    # A TensorBoard that has read the files before forgets their points.
+    # START makes a TensorBoard that has read earlier files forget their points.
     writer.write_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
     return writer
 

@@ -1,1 +1,1 @@
-"""What a run has learned, as pictures, as one page and as one file that needs only jax."""
+"""Show what a run has learned as pictures or as one web page, and export it as one file that needs only jax."""

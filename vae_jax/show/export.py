@@ -1,4 +1,4 @@
-"""A trained VAE as one zip that runs without this package: functions of `jax.export`, their weights and a loader."""
+"""Export a trained VAE as one zip that runs without this package: `jax.export` functions, weights and a loader."""
 
 import io
 import json
@@ -24,10 +24,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_zip(restored: Restored) -> bytes:
-    """The zip: sample.jax, encode.jax, decode.jax, weights.npz, config.json, vae.py that loads them, and README.md.
+    """Make the zip: sample.jax, encode.jax, decode.jax, weights.npz, config.json, vae.py to load these, and README.md.
 
-    With the package flatbuffers, in which `jax.export` writes and reads its files, so that whoever reads them needs jax
-    alone.
+    It also holds the package flatbuffers, with which `jax.export` reads its files, so that a user must install only
+    jax.
     """
     description = _description(restored)
     members = {
@@ -46,11 +46,11 @@ def to_zip(restored: Restored) -> bytes:
 
 
 def functions(restored: Restored) -> dict[str, Exported]:
-    """The three functions of a trained VAE, each of `named` weights, for any number of examples on `PLATFORMS`.
+    """Export the functions sample, encode and decode of a trained VAE, for any number of examples on all `PLATFORMS`.
 
-    sample(weights, key, label), encode(weights, x, label) and decode(weights, z, label) give what the commands of
-    these names write, and E[x | z]. label: [N], int32, the places of labels among the classes; of a VAE without classes
-    only its length matters.
+    sample(weights, key, label) and encode(weights, x, label) return what the commands sample and encode write.
+    decode(weights, z, label) returns E[x | z]. weights: the parameters as `named` returns them. label: [N], int32, the
+    index of each label in the classes; without classes only its length matters.
     """
     _, data, vae, params, _ = restored
     names, structure, latent = list(named(params)), jax.tree.structure(params), _latent(restored)
@@ -84,13 +84,13 @@ def functions(restored: Restored) -> dict[str, Exported]:
 
 
 def named(params: Any) -> dict[str, Array]:
-    """The arrays of a pytree by the way to them, such as encoder/output/bias."""
+    """The arrays of a pytree, each under its path, such as encoder/output/bias."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _latent(restored: Restored) -> Any:
-    """The shapes of one latent, [1, L], or of a pytree of such."""
+    """The shape of one latent, [1, L], or a pytree of such shapes if there are several latents."""
     return jax.eval_shape(lambda params: restored.vae.prior(params).sample(jax.random.key(0), (1,)), restored.params)
 
 
@@ -100,7 +100,7 @@ def _beside(name: str) -> str:
 
 @contextmanager
 def _no_locations() -> Iterator[None]:
-    """Within it, the lines of code that made an operation, with their paths on this machine, are not part of it."""
+    """Within the block, keep the lines of code behind each operation, and their paths, out of exported functions."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

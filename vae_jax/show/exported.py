@@ -1,6 +1,6 @@
-"""A trained variational autoencoder by itself: `sample`, `encode` and `decode` as JAX functions. README.md tells more.
+"""Use a trained variational autoencoder with `sample`, `encode` and `decode`, which README.md explains.
 
-It reads the files beside it, unpacked or in their zip, where flatbuffers is too. Nothing is needed but jax.
+This module needs only jax and the files beside it, such as the folder flatbuffers; they may stay in their zip.
 """
 
 import io
@@ -14,9 +14,9 @@ from jax import export
 
 
 def sample(key, num, label=None):
-    """z ~ p(z), mean = E[x | z] and x ~ p(x | z), [num, ...] each. key: a JAX key or a seed.
+    """Draw z ~ p(z), mean = E[x | z] and x ~ p(x | z), [num, ...] each, in a dict. key: a JAX key or a seed.
 
-    label: a label of the data or [num] of them, where the VAE knows classes; by default all of them in turn.
+    label: for a VAE with classes, a label of the data or [num] labels; by default all labels in turn.
     """
     prng = _config()["prng"]
     key = key if isinstance(key, jax.Array) else jax.random.key(key, impl=prng)
@@ -28,7 +28,7 @@ def sample(key, num, label=None):
     labels, size = _labels(label, num), _config()["chunk_size"]
     if num <= size:
         return _function("sample")(_weights(), key, labels)
-    labels, chunks = np.resize(labels, -(-num // size) * size), []  # each of chunk_size, and only then cut
+    labels, chunks = np.resize(labels, -(-num // size) * size), []  # full chunks, cut to num at the end
     for i in range(0, len(labels) // size):
         own = key if i == 0 else jax.random.fold_in(key, i)
         chunk = _function("sample")(_weights(), own, labels[i * size : (i + 1) * size])
@@ -37,7 +37,7 @@ def sample(key, num, label=None):
 
 
 def encode(x, label=None):
-    """The mean of q(z | x) and, where it is Gaussian, its log_var, [N, L] each. x: [N, *shape]; a byte v is v / 255."""
+    """The mean of q(z | x) and, if q is Gaussian, its log_var, [N, L] each. x: [N, *shape]; a byte v means v / 255."""
     x = np.asarray(x, np.float32) / np.float32(255 if np.asarray(x).dtype == np.uint8 else 1)
     return _function("encode")(_weights(), x, _labels(label, len(x)))
 
@@ -48,10 +48,10 @@ def decode(z, label=None):
 
 
 def _labels(label, num):
-    """The places of labels among the classes."""
+    """The index of each label in the classes, [num]."""
     classes = _classes()
     if label is None and not classes:
-        return np.zeros(num, np.int32)  # only their number matters
+        return np.zeros(num, np.int32)  # only the length matters
     labels = np.broadcast_to(np.asarray(-1 if label is None else label), (num,))
     if not np.isin(labels, classes).all():
         raise ValueError(f"label is {label}; expected {f'one of {str(classes)[1:-1]}' if classes else 'none'}.")

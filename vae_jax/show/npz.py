@@ -1,4 +1,4 @@
-"""Arrays of any length as one .npz. Only a few rows at a time are in memory."""
+"""Write arrays of any length to one .npz file, with only a few rows at a time in memory."""
 
 import io
 import shutil
@@ -14,10 +14,10 @@ from vae_jax.show import pictures
 
 
 def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Write arrays [num, ...] by name. Each chunk has the next rows of all. UserError if the disk cannot hold them.
+    """Write arrays [num, ...] to a .npz file. Raises UserError if the disk has too little space.
 
-    A zip holds one array after the other, while the next rows of all of them come together. So the arrays get their
-    places first, as np.savez would write them, and each row is written in its own.
+    Each chunk holds the next rows of every array, by the name of the array. A zip, however, holds one array after the
+    other. So each array first gets its place, as np.savez would lay out the file, and its rows are then written there.
     """
     chunks = iter(chunks)
     first = next(chunks)
@@ -25,7 +25,7 @@ def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> No
     for name, rows in first.items():
         members[name].header_offset, members[name].CRC = size, 0
         members[name].file_size = members[name].compress_size = len(_head(rows, num)) + num * rows[:1].nbytes
-        ends[name] = size + len(members[name].FileHeader(zip64=True))  # of what is written
+        ends[name] = size + len(members[name].FileHeader(zip64=True))  # where its next bytes go
         size = ends[name] + members[name].file_size
     free = shutil.disk_usage(path.parent).free
     if size > free:
@@ -57,7 +57,7 @@ def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> No
 
 
 def _head(rows: np.ndarray, num: int) -> bytes:
-    """What stands in a .npy before the numbers of an array of `num` such rows."""
+    """The header of a .npy file for an array of `num` rows like `rows`."""
     file = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(rows.dtype)
     np.lib.format.write_array_header_1_0(

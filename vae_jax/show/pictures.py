@@ -1,4 +1,4 @@
-"""Images as PNG files: grids by Pillow, curves and other charts by matplotlib, which also writes SVG."""
+"""Draw grids of images with Pillow, as PNG, and curves and other charts with matplotlib, as PNG or SVG."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,30 +8,30 @@ from typing import Any
 
 import numpy as np
 
-MAX_PIXELS = 2**27  # of one picture: few programs open a larger one
+MAX_PIXELS = 2**27  # in one picture: few programs can open a larger one
 
 
 def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
-    """Write images [N, *shape], `columns` per row, as one PNG; `value_range` becomes black to white.
+    """Write images [N, *shape] as one PNG, `columns` images per row. `value_range` becomes black to white.
 
-    shape: [H, W, C]; channels that are not 1 or 3 are averaged. Feature vectors [D] are drawn as strips.
+    shape: [H, W, C], where the channels are averaged if there are not 1 or 3. Feature vectors [D] are drawn as strips.
     """
     from PIL import Image
 
     pixels = grid(_as_images(np.asarray(images, np.float32)), columns, value_range)
-    scale = max(1, 480 // max(pixels.shape[:2]))  # small images would be drawn as a stamp
+    scale = max(1, 480 // max(pixels.shape[:2]))  # without this, small images would be as small as a stamp
     image = Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1))
     replace(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def area(shape: tuple[int, ...]) -> int:
-    """How many pixels an example of this shape has in a grid."""
+    """How many pixels an example of this shape takes in a grid, with the line around it."""
     height, width = shape[:2] if len(shape) > 1 else (1, *shape)
     return (height + 1) * (width + 1)
 
 
 def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """[N, H, W, C] -> one uint8 picture [H', W'] or [H', W', 3] with a pixel of grey between the images."""
+    """Arrange images [N, H, W, C] as one uint8 picture, [H', W'] or [H', W', 3], with a grey pixel between them."""
     low, high = value_range
     num, height, width, channels = images.shape
     rows = -(-num // columns)
@@ -46,7 +46,7 @@ def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0
 def save_curves(
     path: Path, records: list[dict[str, Any]], names: Sequence[str] = ("elbo", "log_likelihood", "kl")
 ) -> None:
-    """Draw the learning curves of metrics.jsonl: `names`, by default the bound and its terms, by split and epoch."""
+    """Draw the metrics `names` of metrics.jsonl by epoch, one curve per split; by default the ELBO and its terms."""
     figure, axes = _figure(len(names), (4 * len(names), 3.6))
     records = [r for r in records if all(isinstance(r.get(name), int | float) for name in ("epoch", *names))]
     records = [r for r in records if isinstance(r.get("split"), str)]
@@ -82,7 +82,7 @@ def save_scatter(
 
 
 def save_bars(path: Path, values: np.ndarray) -> None:
-    """Draw one number for each latent dimension [L], the largest first."""
+    """Draw one bar for each latent dimension, the largest first. values: KL in nats, [L]."""
     order = np.argsort(-values, kind="stable")
     figure, (axis,) = _figure(1, (min(6.4, 2.4 + 0.25 * len(values)), 2.8))
     axis.bar(range(len(values)), values[order], color="C0")
@@ -94,7 +94,7 @@ def save_bars(path: Path, values: np.ndarray) -> None:
 
 @contextmanager
 def transparent(color: str) -> Iterator[None]:
-    """Within it, charts have no background, text and axes of this colour, and as SVG the same bytes every time."""
+    """Within the block, charts have no background, text and axes have this colour, and SVG files are reproducible."""
     import matplotlib
 
     names = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
@@ -120,7 +120,7 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _save_figure(path: Path, figure: Any) -> None:
-    """Write a PNG or, by the suffix, an SVG. There `dpi` is the resolution of the points of a scatter plot."""
+    """Write an SVG if the suffix is .svg, else a PNG. In an SVG, `dpi` concerns only the points of a scatter plot."""
     if path.suffix == ".svg":
         replace(path, lambda temporary: figure.savefig(temporary, format="svg", dpi=130, metadata={"Date": None}))
     else:
@@ -128,7 +128,7 @@ def _save_figure(path: Path, figure: Any) -> None:
 
 
 def replace(path: Path, write: Any) -> None:
-    """Let `write` make a file under another name first: a half-written picture never takes a good one's place."""
+    """Let `write` make a file under another name, then rename it: a half-written file never replaces a good file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

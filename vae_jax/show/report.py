@@ -1,4 +1,4 @@
-"""What a run has learned, as one HTML page: its figures and what they are of, curves, pictures and the whole config."""
+"""Make one HTML page about what a run has learned: figures, how they were measured, curves, pictures, the config."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures, views, webpage
 
-ROWS, COLUMNS = 12, 11  # of the traversals: latent dimensions, and values of each
+ROWS, COLUMNS = 12, 11  # of the traversals: number of latent dimensions, and of values for each dimension
 
 
 def page(
@@ -32,9 +32,11 @@ def page(
     limit: int | None = None,
     dataset: str | None = None,
 ) -> str:
-    """The page. examples, label: the first `limit` of a split; summary, result: the command `evaluate` of them.
+    """Make the page.
 
-    dataset: what they are of, if not of the data set that the run was trained on.
+    examples, label: the first `limit` examples of a split and their labels; all of them if `limit` is None. summary,
+    result: what the command evaluate finds for these examples. dataset: the data that they come from, if it is not the
+    data set that the run was trained on.
     """
     config, data, _, params, step = restored
     result = jax.tree.map(np.asarray, result)
@@ -67,7 +69,7 @@ def page(
 def protocol(
     config: Config, examples: Examples, summary: dict[str, Any], limit: int | None = None, dataset: str | None = None
 ) -> str:
-    """What the figures are of, in words: without them a figure compares with no other."""
+    """Describe in words how the figures were measured. Without this, they cannot be compared with other figures."""
     log_px = "log p(x | label)" if config.conditional else "log p(x)"
     binarised = f"binarised once with seed {summary['binarization_seed']}, {config.binarization} in training"
     binarised = "not binarised" if config.binarization == "none" else binarised
@@ -145,7 +147,7 @@ def _manifold(folder: Path, data: DataInfo) -> str:
 
 
 def _traversals(folder: Path, restored: Restored, examples: Examples, result: Evaluation, names: list[str]) -> str:
-    """The traversals of the dimensions with the largest KL; without a KL by dimension, whose mean varies most."""
+    """Draw traversals of the dimensions with the largest KL or, without a KL, with the largest variance of the mean."""
     if (folder / "manifold.png").exists():
         return ""
     one = jax.tree.map(lambda a: a[:1], examples)
@@ -172,7 +174,7 @@ def _scatter(folder: Path, name: str, z: np.ndarray, label: np.ndarray | None, k
 
 
 def _plane(name: str, z: np.ndarray, kl: np.ndarray) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Points [N, 2] that show z [N, L], what their axes are called, and what that is."""
+    """Return points [N, 2] that show z [N, L], the names of their axes, and a description of the points."""
     first, second = f"{name}_1", f"{name}_2"
     if z.shape[1] == 1:
         return np.stack([z[:, 0], kl], 1), (first, "KL (nats)"), f"{first} against the KL of the example"

@@ -1,4 +1,4 @@
-"""The pictures of a trained VAE, as PNG files: the same in training and after it."""
+"""Draw the pictures of a trained VAE as PNG files. They look the same during training and after it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures
 
-Range = tuple[float, float]  # of the data: what is drawn black and white
+Range = tuple[float, float]  # of the data: the values that are drawn black and white
 
 
 def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, value_range: Range) -> None:
-    """Pairs of rows: inputs, and under each one its reconstruction."""
+    """Draw pairs of rows: inputs, and under each input its reconstruction."""
     x, own = examples.x, condition(vae, examples.context)
     y = jax.jit(lambda params, x: generate.reconstruct(params, x, own))(params, x)
     columns = min(len(x), 12)
@@ -27,12 +27,12 @@ def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, va
 
 
 def samples(path: Path, mean: Any, value_range: Range) -> None:
-    """A square grid of E[x | z] at samples z of the prior."""
+    """Draw a square grid of `mean`, which is E[x | z] at samples z of the prior."""
     pictures.save_grid(path, mean, max(1, round(len(mean) ** 0.5)), value_range)
 
 
 def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int = 20, **grid: Any) -> None:
-    """E[x | z] over a grid of a two-dimensional z."""
+    """Draw E[x | z] at every z of a grid of `num` x `num` points in a two-dimensional latent space."""
     images = jax.jit(lambda params: generate.manifold(params, vae, num, **grid))(params)
     pictures.save_grid(path, images.reshape(-1, *images.shape[2:]), num, value_range)
 
@@ -40,7 +40,7 @@ def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int 
 def draw_run(
     folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: Any, seed: int = 0
 ) -> None:
-    """What a model has learned, into `folder`, with the learning curves if that is the run directory.
+    """Draw what a model has learned, in `folder`, with the learning curves if that is the run directory.
 
     held_out, label, mean: an evaluated split, its labels and its posterior means.
     """

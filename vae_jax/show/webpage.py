@@ -1,6 +1,6 @@
-"""An HTML page that needs nothing else: no script, nothing to load, pictures inside.
+"""Make an HTML page that contains its pictures, runs no script and loads no other file.
 
-The one file that writes markup. Its functions take text as text, whatever it holds, and give markup.
+Only this module writes markup; its functions escape the text that they are given, so any text is safe.
 """
 
 import base64
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-COLOURS = {"light": "#1c1e21", "dark": "#e4e6ea"}  # of a chart's text, as that around it
+COLOURS = {"light": "#1c1e21", "dark": "#e4e6ea"}  # of the text in a chart, as in the text around it
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5d636b; --line: #d9dce0; --page: #fff; --card: #f4f5f7; }
@@ -38,7 +38,7 @@ td { min-width: 4.5rem; }
 
 
 def page(title: str, lines: Iterable[str], sections: Mapping[str, Sequence[str]]) -> str:
-    """The whole page, in ASCII. lines: text below the title; sections: their markup, by title, empty ones left out."""
+    """Make the page, in ASCII. lines: text below the title. sections: markup by title; empty sections are left out."""
     blocks = {escape(name): "\n".join(parts) for name, parts in sections.items() if any(parts)}
     body = "\n".join(f"<section>\n<h2>{name}</h2>\n{markup}\n</section>" for name, markup in blocks.items())
     html = f"""<!doctype html>
@@ -70,12 +70,12 @@ def text(line: str) -> str:
 
 
 def row(parts: Iterable[str]) -> str:
-    """Side by side where there is room."""
+    """Put parts side by side where there is room."""
     return f'<div class="row">\n{"".join(parts)}</div>'
 
 
 def cards(values: Mapping[str, tuple[str, str]]) -> str:
-    """What matters most: by name a figure, and what stands small beside it."""
+    """Make boxes for the main figures. values: by name, a figure and the small text beside it."""
     boxes = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{escape(small)}</small></dd></div>\n"
         for name, (value, small) in values.items()
@@ -84,7 +84,7 @@ def cards(values: Mapping[str, tuple[str, str]]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), marked: Collection[int] = ()) -> str:
-    """rows: of text; those whose number is in `marked` are bold but for their last cell."""
+    """Make a table of text. In each row whose index is in `marked`, all cells except the last are bold."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = []
     for i, cells in enumerate(rows):
@@ -98,16 +98,16 @@ def folded(name: str, markup: str) -> str:
 
 
 def pixels(path: Path, caption: str) -> str:
-    """A PNG, small ones enlarged without blur."""
+    """Show a PNG. A small picture is enlarged without blur."""
     from PIL import Image
 
     with Image.open(path) as image:
-        width = image.width * max(1, 720 // image.width)  # whole pixels of the screen for each of the picture
+        width = image.width * max(1, 720 // image.width)  # each pixel is enlarged to a whole number of pixels
     return _figure(f'<img class="pixels" width="{width}" src="{_data(path)}" alt="{escape(caption)}">', caption)
 
 
 def chart(paths: Mapping[str, Path], caption: str) -> str:
-    """An SVG drawn in each of `COLOURS`. The browser of the reader takes one of them."""
+    """Show a chart that was drawn as an SVG in each of `COLOURS`. The reader's browser picks one SVG."""
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(paths["dark"])}">'
     light = f'<img src="{_data(paths["light"])}" alt="{escape(caption)}">'
     return _figure(f"<picture>{source}{light}</picture>", caption)
