@@ -63,7 +63,7 @@ FLAGS = {
         ["prior 'vamp' needs conditional=false"],
     ),
     "pseudo-inputs of another posterior": (["--config.prior=vamp", "--config.posterior=flow"], ["posterior=diagonal"]),
-    "contradiction": (["--config.objective=iwae", "--config.beta=2"], ["which objective 'iwae' has no place for"]),
+    "contradiction": (["--config.objective=iwae", "--config.beta=2"], ["which objective 'iwae' does not use"]),
     "unknown network": (["--config.network=unet"], ["Unknown network 'unet'", "mlp"]),
     "private name": (["--config.network=_MLP"], ["Unknown network '_MLP'"]),
     "unknown optimizer": (["--config.optimizer=adamm"], ["Unknown optimizer 'adamm'", "Did you mean 'adam'?"]),
@@ -327,7 +327,7 @@ COMMAND_LINES = {
     ),
     "sweep of a contradiction": (
         ["sweep", "TMP/sweep", "--betas=1,4", "--config.objective=iwae"],
-        ["beta is 4.0, which objective 'iwae' has no place for"],
+        ["beta is 4.0, which objective 'iwae' does not use"],
     ),
     "sweep of an unknown field": (["sweep", "TMP/sweep", "--config.betta=1"], ["Did you mean --config.beta?"]),
     "sweep of a long warm-up": (["sweep", "TMP/sweep", "--config.warmup_steps=9999"], ["warmup_steps is 9999"]),

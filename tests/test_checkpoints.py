@@ -345,8 +345,8 @@ def test_weights_of_another_architecture_are_one_line(run_dir, config, data, say
     with runs._write_run(run_dir / "run.json", config, data):
         pass
     message = error(checkpoints.load, run_dir)
-    assert f"{run_dir / 'checkpoints' / '5' / 'params'} is not of the model that" in message and says in message
-    assert "Use the version that wrote it" in message and capfd.readouterr() == ("", "")
+    assert f"{run_dir / 'checkpoints' / '5' / 'params'} does not fit the model that" in message and says in message
+    assert "Use the version of vae_jax that wrote it" in message and capfd.readouterr() == ("", "")
 
 
 def test_a_model_that_this_version_cannot_build_names_run_json(run_dir):
@@ -360,5 +360,5 @@ def test_a_model_that_this_version_cannot_build_names_run_json(run_dir):
 def test_the_optimiser_of_another_version_is_one_line(run_dir, vae):
     like = update.init_state(vae, optax.sgd(0.1, momentum=0.9), jax.random.key(3), jnp.ones((4, 5)), ema=True)
     before = contents(run_dir)
-    assert "state is not of the model that" in error(checkpoints.resume, run_dir, like)
+    assert "state does not fit the model that" in error(checkpoints.resume, run_dir, like)
     assert contents(run_dir) == before

@@ -143,7 +143,7 @@ def test_a_run_whose_last_half_was_skipped_is_lost(skipped, in_a_row, step, lost
 )
 def test_the_advice_is_of_the_run(step, fields, value_range, num_steps, saved, advice):
     seen = guard.Guard(107, 100, step, 1)
-    message = str(runs.lost(seen, Config(**fields), value_range, num_steps, saved))
+    message = str(runs.lost_error(seen, Config(**fields), value_range, num_steps, saved))
     assert f"lost: 107 updates skipped so far, the first at step {step}, where its kl was not finite. " in message
     assert advice in message and ("--restart" in message) is saved
 

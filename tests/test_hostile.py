@@ -78,7 +78,7 @@ def test_run_directories(case, refused, run_dir):
 @pytest.mark.parametrize("case", malformed.PROGRESS)
 def test_progress_of_a_run(case, refused, run_dir, train_py):
     malformed.text("progress.json", malformed.PROGRESS[case])(run_dir)
-    parts = ["progress.json is not the progress of a run", "Choose another checkpoint"]
+    parts = ["progress.json is not a valid progress.json", "Choose another checkpoint"]
     check(refused(vae_main, ["sample", run_dir, "--checkpoint=best"]), parts)
     check(refused(train_py.main, train_flags(run_dir, num_epochs=6)), parts)
 

@@ -112,7 +112,7 @@ def test_members_by_vmap_are_those_in_turn(swept):
     with jax.numpy_dtype_promotion("standard"):
         states = ensemble.init_states(vae, members, STEPS_PER_EPOCH, examples.x)
         for num_steps in (7, 13, *[STEPS_PER_EPOCH] * 9):
-            states, _ = train(states, ensemble.traced_of(members), examples, jnp.int32(num_steps))
+            states, _ = train(states, ensemble.varied_of(members), examples, jnp.int32(num_steps))
     assert train._cache_size() == 1
     for i, run_dir in enumerate(members_of(swept.dir)):
         state, _ = final_state(run_dir)

@@ -106,9 +106,11 @@ def _build(config: Config, data: DataInfo) -> VAE:
     if not top.infers_top_first:
         init = upper.init
         upper = upper._replace(init=lambda key, x: init(key, jnp.zeros((1, latent_dim))))
-    seen = context_size + (top.latent_dim if top.infers_top_first else 0)
-    no_prior = priors.standard_normal(latent_dim)
-    lower = join(Parts(shape, *network, posterior, likelihood, no_prior, latent_dim, seen), config.output_bias)
+    lower_context_size = context_size + (top.latent_dim if top.infers_top_first else 0)
+    unused_prior = priors.standard_normal(latent_dim)
+    lower = join(
+        Parts(shape, *network, posterior, likelihood, unused_prior, latent_dim, lower_context_size), config.output_bias
+    )
     return top.join(lower, upper)
 
 
@@ -133,7 +135,7 @@ def _network(
     if config.compute_dtype != "float32":
         given["compute_dtype"] = config.compute_dtype
     if twice := sorted(given.keys() & config.network_options.keys()):
-        raise UserError(f"network_options holds {twice[0]}, which is a field of its own. Set --config.{twice[0]}.")
+        raise UserError(f"network_options holds {twice[0]}, which has its own setting. Set --config.{twice[0]}.")
     options = {**given, **config.network_options}
     return make(networks, "Network", config.network, shape, posterior.num_outputs, likelihood.num_outputs, **options)
 
@@ -165,15 +167,15 @@ def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array
         for name, neutral in weights.items():
             if getattr(config, name) != neutral:
                 raise UserError(
-                    f"{name} is {getattr(config, name)!r}, which objective 'iwae' has no place for. Leave it out."
+                    f"{name} is {getattr(config, name)!r}, which objective 'iwae' does not use. Leave it out."
                 )
         if config.estimator == "stl":
             raise UserError("estimator 'stl' is biased for objective 'iwae'. Choose dreg, which is stl at K = 1.")
         return partial(negative_iwae, num_samples=config.num_samples, estimator=config.estimator)
     if config.estimator == "dreg":
-        raise UserError("estimator 'dreg' is of objective 'iwae'. Choose stl for objective 'elbo'.")
+        raise UserError("estimator 'dreg' is only for objective 'iwae'. Choose stl for objective 'elbo'.")
     if config.kl != "monte_carlo" and config.estimator == "stl":
-        raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form has no log q(z | x).")
+        raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form does not compute log q(z | x).")
     if config.kl == "monte_carlo" and config.free_bits:
         raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
     gaussian = not config.hierarchy and config.prior == "standard_normal"

@@ -326,4 +326,4 @@ def _check_square(name: str, matrix: Array, mean: Array) -> None:
 
 def _check_same(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     if a != b:
-        raise ValueError(f"The {name} have {a} and {b} elements; expected as many in both.")
+        raise ValueError(f"The last axes of the {name} have sizes {a} and {b}; expected equal sizes.")

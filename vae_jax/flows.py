@@ -51,7 +51,7 @@ class RealNVP(NamedTuple):
 def real_nvp(latent_dim: int, num_couplings: int, hidden_size: int) -> RealNVP:
     """A RealNVP that keeps half the dimensions per layer. Raises ValueError below 2 dimensions or 1 coupling."""
     if latent_dim < 2 or num_couplings < 1:
-        raise ValueError(f"a flow of {num_couplings} couplings in {latent_dim} dimensions; expected at least 1 in 2.")
+        raise ValueError(f"a flow needs at least 1 coupling and 2 dimensions; got {num_couplings} and {latent_dim}.")
     if num_couplings > MAX_LAYERS:
         raise ValueError(f"num_couplings is {num_couplings}; expected at most {MAX_LAYERS}.")
     half = latent_dim // 2

@@ -79,7 +79,7 @@ def sample_flat(params: Params, key: Array, vae: VAE, num: int) -> Samples:
     return drawn._replace(z=flat(drawn.z))
 
 
-def chunk_size(params: Params, vae: VAE, num_classes: int = 0) -> int:
+def samples_per_call(params: Params, vae: VAE, num_classes: int = 0) -> int:
     """How many samples one call should draw, so that the memory does not grow with the number of samples in all.
 
     num_classes: the number of classes whose labels `vae` takes as its context; 0 if it takes none.

@@ -96,12 +96,17 @@ def convolutional(
     up = tuple(decoder_channels) or (channels[0], *reversed(channels))
     if len(up) > len(channels) + 1:
         raise ValueError(f"decoder_channels is {up}; expected at most {len(channels) + 1} for channels {channels}.")
-    blocks_down, blocks_up = _blocks(encoder_blocks, len(channels))[::-1], _blocks(decoder_blocks, len(up))
+    blocks_down, blocks_up = _pad_blocks(encoder_blocks, len(channels))[::-1], _pad_blocks(decoder_blocks, len(up))
     weights = (init_scale, compute_dtype)
     encoder = _ConvEncoder(
-        channels, blocks_down, hidden_sizes, encoder_outputs, *_split(activation, len(channels), num), *weights
+        channels,
+        blocks_down,
+        hidden_sizes,
+        encoder_outputs,
+        *_split_activations(activation, len(channels), num),
+        *weights,
     )
-    activations = _split(decoder_activation or activation, num + 1, len(up) - 1)
+    activations = _split_activations(decoder_activation or activation, num + 1, len(up) - 1)
     decoder = _ConvDecoder(shape, len(channels), up, blocks_up, hidden_sizes, decoder_outputs, *activations, *weights)
     unflatten = lambda y: y.reshape(*y.shape[:-1], shape[-1], decoder_outputs)  # noqa: E731
     return Network(_function(encoder), _function(decoder, after=unflatten))
@@ -131,7 +136,7 @@ def _activations(names: str, num_layers: int) -> Activations:
     return tuple(getattr(jax.nn, name) for name in each)
 
 
-def _blocks(numbers: Sequence[int], num_images: int) -> tuple[int, ...]:
+def _pad_blocks(numbers: Sequence[int], num_images: int) -> tuple[int, ...]:
     if len(numbers) > num_images:
         raise ValueError(f"{tuple(numbers)} are blocks for {len(numbers)} images; expected at most {num_images}.")
     if sum(numbers) > MAX_LAYERS:
@@ -139,7 +144,7 @@ def _blocks(numbers: Sequence[int], num_images: int) -> tuple[int, ...]:
     return (*numbers, *(0,) * (num_images - len(numbers)))
 
 
-def _split(names: str, first: int, second: int) -> tuple[Activations, Activations]:
+def _split_activations(names: str, first: int, second: int) -> tuple[Activations, Activations]:
     every = _activations(names, first + second)
     return every[:first], every[first:]
 
@@ -158,8 +163,8 @@ class _MLP(nn.Module):
         dot = lambda x, w, *_, **__: product(x, w, self.compute_dtype)  # noqa: E731
         x = with_context(x, context)
         for size, activation in zip(self.hidden_sizes, self.activations, strict=True):
-            x = activation(nn.Dense(size, kernel_init=_scaled(self.init_scale), dot_general=dot)(x))
-        return nn.Dense(self.num_outputs, kernel_init=_scaled(output_scale), dot_general=dot, name="output")(x)
+            x = activation(nn.Dense(size, kernel_init=_initializer(self.init_scale), dot_general=dot)(x))
+        return nn.Dense(self.num_outputs, kernel_init=_initializer(output_scale), dot_general=dot, name="output")(x)
 
 
 class _Kernel(nn.Module):
@@ -173,7 +178,7 @@ class _Kernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _scaled(self.init_scale), (3, 3, x.shape[-1], self.channels), jnp.float32)
+        kernel = self.param("kernel", _initializer(self.init_scale), (3, 3, x.shape[-1], self.channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias)  # nn.Dense does the same
         if self.output_size is None:
@@ -264,7 +269,7 @@ def _check_scale(init_scale: float) -> None:
         raise ValueError(f"init_scale is {init_scale}; expected at least 0.")
 
 
-def _scaled(scale: float) -> Callable[..., Array]:
+def _initializer(scale: float) -> Callable[..., Array]:
     draw = nn.initializers.variance_scaling(scale, "fan_in", "uniform") if scale else nn.initializers.zeros
 
     def init(key: Array, shape: tuple[int, ...], *dtype) -> Array:

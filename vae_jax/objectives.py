@@ -45,7 +45,7 @@ def elbo(
         raise ValueError(f"The ELBO has no estimator {estimator!r}. Choose one of: pathwise, stl.")
     divergence = _kl(kl)
     if estimator == "stl" and divergence in (kl_divergence, kl_analytic):
-        raise ValueError("The estimator 'stl' needs kl='monte_carlo': a closed form has no log q(z | x).")
+        raise ValueError("The estimator 'stl' needs kl='monte_carlo': a closed form does not compute log q(z | x).")
     batch = checks.batch_shape(x)
     q, p = checks.posterior(vae, params, x), checks.prior(vae, params)
     z = q.sample(key, (_positive(num_samples),))

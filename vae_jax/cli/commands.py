@@ -40,13 +40,13 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an
 
 def sample(options: Namespace) -> str:
     _, data, vae, params, _ = restored = _load(options)
-    _of_label(restored, options.label, 1)  # refuses a wrong label
+    _condition_on_label(restored, options.label, 1)  # refuses a wrong label
     num, classes = options.num, data.num_classes
-    size = min(num, generate.chunk_size(params, vae, classes))
+    size = min(num, generate.samples_per_call(params, vae, classes))
 
     @jax.jit
     def compiled(params, key, start):
-        return generate.sample_flat(params, key, _of_label(restored, options.label, size, start), size)
+        return generate.sample_flat(params, key, _condition_on_label(restored, options.label, size, start), size)
 
     def draw(key, start):
         return compiled(params, key, np.int32(start % max(1, classes)))
@@ -114,7 +114,7 @@ def manifold(options: Namespace) -> str:
     if restored.config.latent_dim != 2 or restored.config.hierarchy:
         has = f"{restored.config.latent_dim}{' and a latent above it' if restored.config.hierarchy else ''}"
         raise UserError(f"A manifold needs latent_dim 2; {options.run_dir} has {has}. Use traverse instead.")
-    vae = _of_label(restored, options.label, 1)
+    vae = _condition_on_label(restored, options.label, 1)
     _check_pixels(options.num**2, restored.data.shape, "fewer with --num")
     return _write(
         options.out,
@@ -241,7 +241,7 @@ def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint)
 
 
-def _of_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:
+def _condition_on_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:
     """Condition the VAE on one label, or on all classes in turn from class `start` on, for `num` latents."""
     if not restored.config.conditional:
         if label is not None:

@@ -95,7 +95,7 @@ def _check_processes(options: argparse.Namespace) -> None:
     own = (options.num_processes, options.process_id)
     if options.coordinator in (None, "auto"):
         if own != (None, None):
-            raise UserError("--num_processes and --process_id come without --coordinator. Give its HOST:PORT too.")
+            raise UserError("--num_processes and --process_id need --coordinator too. Give its HOST:PORT.")
         return
     if None in own:
         raise UserError("--coordinator=HOST:PORT needs --num_processes and --process_id. On a cluster try auto.")

@@ -22,7 +22,7 @@ from vae_jax.core import Params
 from vae_jax.data import inputs
 from vae_jax.errors import UserError
 from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
-from vae_jax.run.ensemble import Traced, take
+from vae_jax.run.ensemble import Varied, take
 from vae_jax.show import views
 
 COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; all but the last are in nats
@@ -52,7 +52,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
 
-    traced, states = ensemble.traced_of(members), ensemble.init_states(vae, members, steps_per_epoch, examples.x)
+    varied, states = ensemble.varied_of(members), ensemble.init_states(vae, members, steps_per_epoch, examples.x)
     keys, alone = states.key, [take(states, i) for i in range(len(members))]
     totals = [metrics.Totals() for _ in members]
     del states
@@ -61,17 +61,17 @@ def sweep(options: Namespace) -> tuple[str, int]:
     means: list[Any] = [None] * len(members)
 
     def evaluated(i: int, params: Params) -> tuple[Any, Any]:
-        return evaluate_member((params, take(traced.beta, i)), jax.random.key(0), held_out)
+        return evaluate_member((params, take(varied.beta, i)), jax.random.key(0), held_out)
 
     def draw(i: int, params: Params, step: int, mean: Any, folder: Path) -> None:
         views.draw_run(folder, checkpoints.Restored(members[i], data, vae, params, step), held_out, label, mean)
 
-    def improve(group: list[int], step: int) -> None:
+    def train_group(group: list[int], step: int) -> None:
         """Train the members of `group`, which are all at `step`, until the end or a signal, and save them."""
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(alone[i]._replace(key=None) for i in group))
         # Each member uses the key that its seed gives, even if its checkpoint holds another key.
         states = states._replace(key=take(keys, np.array(group)))
-        own_traced = take(traced, np.array(group))
+        group_varied = take(varied, np.array(group))
         if step:
             who = f"{len(group)} of {len(members)} runs"
             progress.say(f"{options.sweep_dir}: {who} resumed at step {step} of {num_steps}")
@@ -82,7 +82,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
             split=split,
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
-            advance=lambda states, count: train(states, own_traced, examples, jax.device_put(np.int32(count))),
+            advance=lambda states, count: train(states, group_varied, examples, jax.device_put(np.int32(count))),
             evaluate=lambda n, params: evaluated(group[n], params),
             draw=lambda n, *args: draw(group[n], *args),
             stopped=stopped,
@@ -101,12 +101,14 @@ def sweep(options: Namespace) -> tuple[str, int]:
             stack.enter_context(runs.open_run(run_dirs[i], members[i], data, restart=options.restart))
             alone[i], totals[i] = checkpoints.resume(run_dirs[i], alone[i])
         stopped = stack.enter_context(console.stop_signals())
-        behind: dict[int, list[int]] = {}  # unfinished members by step: a kill may leave some ahead of others
+        unfinished_by_step: dict[
+            int, list[int]
+        ] = {}  # unfinished members by step: a kill may leave some ahead of others
         for i, state in enumerate(alone):
             if state.step < num_steps and not is_lost(i):
-                behind.setdefault(int(state.step), []).append(i)
-        for step, group in sorted(behind.items()):
-            improve(group, step)
+                unfinished_by_step.setdefault(int(state.step), []).append(i)
+        for step, group in sorted(unfinished_by_step.items()):
+            train_group(group, step)
 
         steps = [int(state.step) for state in alone]
         lost = [is_lost(i) for i in range(len(members))]
@@ -137,14 +139,14 @@ def sweep(options: Namespace) -> tuple[str, int]:
     text = metrics.to_json({"split": split, "table": rows, "members": figures}, indent=2)
     metrics.write_text(options.sweep_dir / "sweep.json", text + "\n")
     if all(lost):
-        reason = runs.lost(jax.device_get(alone[0].guard), config, data.range, num_steps, saved=True)
+        reason = runs.lost_error(jax.device_get(alone[0].guard), config, data.range, num_steps, saved=True)
         raise UserError(f"No run of {options.sweep_dir} has learned anything. {run_dirs[0].name}: {reason}")
     return markdown(rows, split, options.num_samples), status if unfinished else 0
 
 
 def names(members: Sequence[Config]) -> list[str]:
     """Name each member after its seed and whatever else differs between members, such as seed-0_beta-4."""
-    varied = ["seed", *(name for name, values in ensemble.traced_of(members)._asdict().items() if values is not None)]
+    varied = ["seed", *(name for name, values in ensemble.varied_of(members)._asdict().items() if values is not None)]
     return ["_".join(f"{name}-{_short(getattr(member, name))}" for name in varied) for member in members]
 
 
@@ -152,7 +154,7 @@ def _run_dirs(sweep_dir: Path, members: Sequence[Config]) -> list[Path]:
     """The directory of each member. It keeps its name from an earlier sweep in which fewer or more fields varied."""
     found = []
     for name, member in zip(names(members), members, strict=True):
-        parts = [f"{field}-{_short(getattr(member, field))}" for field in Traced._fields]
+        parts = [f"{field}-{_short(getattr(member, field))}" for field in Varied._fields]
         chosen = [own for size in range(len(parts) + 1) for own in combinations(parts, size)]
         paths = [sweep_dir / own for own in (name, *("_".join((f"seed-{member.seed}", *own)) for own in chosen))]
         found.append(next((path for path in paths if _is_of(path, member)), paths[0]))
@@ -173,11 +175,11 @@ def table(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
     for own in figures:
-        groups.setdefault(tuple(own[name] for name in Traced._fields), []).append(own)
+        groups.setdefault(tuple(own[name] for name in Varied._fields), []).append(own)
     rows = []
     for values, group in groups.items():
         kept = [own for own in group if not own["lost"]]
-        row: dict[str, Any] = dict(zip(Traced._fields, values, strict=True))
+        row: dict[str, Any] = dict(zip(Varied._fields, values, strict=True))
         row |= {"num_seeds": len(kept), "num_lost": len(group) - len(kept)}
         for name in COLUMNS:
             if all(name in own for own in kept):
@@ -192,18 +194,18 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, num_samples: int | None
     """Write the table as Markdown. split, num_samples: how its figures were measured."""
     shown = [name for name in COLUMNS if all(name in row for row in rows)]
     heads = [f"{name} ({split}, K = {num_samples})" if name == "nll" else f"{name} ({split})" for name in shown]
-    lines = [[*Traced._fields, "seeds", *heads]]
+    lines = [[*Varied._fields, "seeds", *heads]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         cells = [f"{row[name]:.3f} ± {_or_dash(row[f'{name}_se'])}" if row["num_seeds"] else "lost" for name in shown]
         seeds = f"{row['num_seeds']} ({row['num_lost']} lost)" if row["num_lost"] else str(row["num_seeds"])
-        lines.append([*(_short(row[name]) for name in Traced._fields), seeds, *cells])
+        lines.append([*(_short(row[name]) for name in Varied._fields), seeds, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figures(run_dir: Path, member: Config, lost: bool) -> dict[str, Any]:
     """What differs between members, and the last evaluation of this member; its figures are None if it is lost."""
-    own = {name: getattr(member, name) for name in ("seed", *Traced._fields)}
+    own = {name: getattr(member, name) for name in ("seed", *Varied._fields)}
     last = (metrics.read(run_dir) or [{}])[-1]
     if lost:
         last |= dict.fromkeys(last.keys() - {"step", "epoch", "split"})

@@ -62,7 +62,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
             logged=copy_metrics,
         )
         if is_lost:
-            raise runs.lost(state.guard, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
+            raise runs.lost_error(state.guard, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
         if not is_first:
             return None, stop
         state, held_out = devices.local_copy((state, held_out))

@@ -102,7 +102,7 @@ def load(
         return _streamed(name, classes, validation_size)
     train, test = _train_and_test(name, data_dir)
     train, test = _only_classes(name, (train, test), classes)
-    train, validation = _carve(train, validation_size)
+    train, validation = _hold_out(train, validation_size)
     return Dataset(name, train, validation, test)
 
 
@@ -192,7 +192,7 @@ def _only_classes(name: str, splits: tuple[Split, Split], classes: Iterable[int]
     return kept[0], kept[1]
 
 
-def _carve(train: Split, validation_size: int) -> tuple[Split, Split | None]:
+def _hold_out(train: Split, validation_size: int) -> tuple[Split, Split | None]:
     n = len(train.x)
     _check_validation_size(validation_size, n)
     if validation_size == 0:

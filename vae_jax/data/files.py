@@ -37,7 +37,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
         raise UserError(f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}.") from error
 
 
-def leaves(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
     """Whether a path leads out of a folder when all symbolic links in it are followed."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax.data.files import check_memory, leaves, reading
+from vae_jax.data.files import check_memory, leads_outside, reading
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -77,7 +77,7 @@ def read_folder(folder: Path) -> np.ndarray:
         with _open_image(path) as image:
             sizes.append(image.size[:: -1 if _orientation(image) in (5, 6, 7, 8) else 1])
             modes.add(image.mode)
-            if leaves(path, folder):
+            if leads_outside(path, folder):
                 raise ValueError("it is a link out of its folder; put a copy there")
             if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow silently reduces 16-bit colours to 8 bits
                 raise ValueError("it has more than 8 bits per pixel")

@@ -40,7 +40,7 @@ class Stream:
 
     @property
     def num_examples(self) -> int:
-        return _num(self.blocks)
+        return _num_rows(self.blocks)
 
 
 def open_stream(rows: Rows, validation_size: int) -> tuple[Stream, np.ndarray, np.ndarray]:
@@ -57,12 +57,12 @@ def open_stream(rows: Rows, validation_size: int) -> tuple[Stream, np.ndarray, n
     size = max(1, min(BLOCK_BYTES // rows.row_bytes, num // 1000))
     starts = np.arange(0, num, size)
     blocks = np.stack([starts, np.minimum(starts + size, num)], 1)[_permutation(len(starts))]
-    rest, test = _cut(blocks, num - num_test(rows))
-    train, validation = _cut(rest, num - num_test(rows) - validation_size)
+    rest, test = _split_blocks(blocks, num - num_test(rows))
+    train, validation = _split_blocks(rest, num - num_test(rows) - validation_size)
     value_range, fingerprint = _read_through(rows, source)
-    few, _ = _cut(train, min(_num(train), _max_kept(rows)))
+    few, _ = _split_blocks(train, min(_num_rows(train), _max_kept(rows)))
     # Shuffle the rows, because the rows of a block may be alike and pictures show the first examples of a split.
-    x, held_out, tested = (_read(rows, part)[_permutation(_num(part))] for part in (few, validation, test))
+    x, held_out, tested = (_read(rows, part)[_permutation(_num_rows(part))] for part in (few, validation, test))
     return Stream(rows, train, x, value_range, fingerprint), held_out, tested
 
 
@@ -92,7 +92,7 @@ def make_batches(stream: Stream, batch_size: int, key: Sequence[int]) -> Callabl
         """Return the blocks of each window, and how many examples of the epoch come before each window."""
         order = blocks[random(epoch, 0).permutation(len(blocks))]
         split = [order[start : start + per_window] for start in range(0, len(order), per_window)]
-        return split, np.cumsum([0, *map(_num, split[:-1])])
+        return split, np.cumsum([0, *map(_num_rows, split[:-1])])
 
     window: dict[tuple[int, int], np.ndarray] = {}
 
@@ -191,12 +191,12 @@ def _permutation(n: int) -> np.ndarray:
     return np.random.RandomState(_PERMUTATION_SEED).permutation(n)
 
 
-def _num(blocks: np.ndarray) -> int:
+def _num_rows(blocks: np.ndarray) -> int:
     """How many rows the blocks hold."""
     return int(np.sum(blocks[:, 1] - blocks[:, 0]))
 
 
-def _cut(blocks: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_blocks(blocks: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Split blocks into blocks of the first `num` rows (at least one) and blocks of the other rows."""
     ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
     last = int(np.searchsorted(ends, num))  # the block that is cut

@@ -25,7 +25,7 @@ from absl import logging
 from PIL import Image
 from tensorflow_datasets.image_classification import mnist as stock
 
-from vae_jax.data.files import DEFLATE_MAX_RATIO, leaves
+from vae_jax.data.files import DEFLATE_MAX_RATIO, leads_outside
 from vae_jax.errors import UserError
 
 CONNECT_SECONDS = 5.0
@@ -210,7 +210,7 @@ def read(directory: Path) -> dict[str, np.ndarray]:
             check_prepared(directory)
             builder = tfds.builder_from_directory(directory)
             for split in ("train", "test"):
-                if any(leaves(path, directory) for path in builder.info.splits[split].filepaths):
+                if any(leads_outside(path, directory) for path in builder.info.splits[split].filepaths):
                     raise ValueError(f"the {split} records lie outside of it")
                 examples = list(_examples(builder, split))
                 if len(examples) != builder.info.splits[split].num_examples:

@@ -92,8 +92,8 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is not of the model that this version builds from run.json ({reason}). Use the version that "
-            "wrote it."
+            f"{path} does not fit the model that this version builds from run.json ({reason}). Use the "
+            "version of vae_jax that wrote it."
         ) from error
 
 

@@ -187,7 +187,7 @@ def _delete(run_dir: Path, step: int) -> None:
     shutil.rmtree(old)
 
 
-def _verify(run_dir: Path, *parts: str, one: bool = False) -> tuple[list[int], dict[int, str]]:
+def _verify(run_dir: Path, *parts: str, only_latest: bool = False) -> tuple[list[int], dict[int, str]]:
     """Return the steps of the undamaged checkpoints, latest first, and what is wrong with each damaged checkpoint.
 
     parts: what to check in each checkpoint, by default all files. one: stop at the first undamaged checkpoint. Raises
@@ -200,7 +200,7 @@ def _verify(run_dir: Path, *parts: str, one: bool = False) -> tuple[list[int], d
             damaged[step] = reason
             continue
         sound.append(step)
-        if one:
+        if only_latest:
             break
     if damaged and not sound:
         reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -220,7 +220,7 @@ def _choose(run_dir: Path, checkpoint: str) -> int:
     if checkpoint not in ("latest", "best"):
         raise UserError(f"{run_dir} has no checkpoint {checkpoint!r}. Choose one of: latest, best, {str(known)[1:-1]}.")
     latest = checkpoint == "latest"
-    sound, damaged = _verify(run_dir, "params", *(() if latest else ("progress.json",)), one=latest)
+    sound, damaged = _verify(run_dir, "params", *(() if latest else ("progress.json",)), only_latest=latest)
     step = sound[0] if latest else _best(run_dir, sound) or sound[0]
     for other, reason in damaged.items():
         print(f"{_folder(run_dir, other)} is damaged ({reason}): using {step} instead", file=sys.stderr)
@@ -254,7 +254,7 @@ def _progress(folder: Path) -> tuple[float | None, metrics.Totals, str]:
         return loss, totals, str(progress.get("prng", "threefry2x32"))  # JAX's default, if the checkpoint is old
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"{path} is not the progress of a run ({reason}). Choose another checkpoint.") from None
+        raise UserError(f"{path} is not a valid progress.json ({reason}). Choose another checkpoint.") from None
 
 
 def _prng(state: TrainState) -> str:

@@ -17,16 +17,16 @@ from vae_jax.core import VAE, Examples, Params
 from vae_jax.update import Objective, TrainState
 
 
-class Traced(NamedTuple):
+class Varied(NamedTuple):
     """What may differ between members besides the seed, float32 [M], or [] for one member; None if it is the same."""
 
     beta: Array | None
     learning_rate: Array | None
 
 
-def traced_of(members: Sequence[Config]) -> Traced:
-    values = [[getattr(member, name) for member in members] for name in Traced._fields]
-    return Traced(*(jnp.array(each, jnp.float32) if len(set(each)) > 1 else None for each in values))
+def varied_of(members: Sequence[Config]) -> Varied:
+    values = [[getattr(member, name) for member in members] for name in Varied._fields]
+    return Varied(*(jnp.array(each, jnp.float32) if len(set(each)) > 1 else None for each in values))
 
 
 def init_states(vae: VAE, members: Sequence[Config], steps_per_epoch: int, x: ArrayLike) -> TrainState:
@@ -37,7 +37,7 @@ def init_states(vae: VAE, members: Sequence[Config], steps_per_epoch: int, x: Ar
 
 
 def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool | None = None) -> Callable[..., Any]:
-    """Make train(states, traced, examples, num_steps) -> (states, sums of the metrics, [M]) from `update.make_train`.
+    """Make train(states, varied, examples, num_steps) -> (states, sums of the metrics, [M]) from `update.make_train`.
 
     The function is jitted. config: the config of any member; one compilation serves all members. batched: if true,
     `jax.vmap` computes all members at once; if false, they take turns in a loop. The default is false on CPU and true
@@ -47,20 +47,20 @@ def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool 
         # On CPU a batched product of M matrices is slower than M products, and rounds differently from a single run.
         batched = jax.default_backend() != "cpu"
 
-    def one(state: TrainState, traced: Traced, examples: Examples, num_steps: Array):
-        _, update_one = build.make_training(config, vae, steps_per_epoch, traced.learning_rate, traced.beta)
+    def one(state: TrainState, varied: Varied, examples: Examples, num_steps: Array):
+        _, update_one = build.make_training(config, vae, steps_per_epoch, varied.learning_rate, varied.beta)
         return update.make_train(update_one, config.batch_size)(state, examples, num_steps)
 
-    def at_once(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
+    def at_once(states: TrainState, varied: Varied, examples: Examples, num_steps: Array):
         # All members are at one step. As one number it leaves the loops as they are: their ends do not differ.
         axes = jax.tree.map(lambda _: 0, states)._replace(step=None)
         states, sums = jax.vmap(one, (axes, 0, None, None), (axes, 0))(
-            states._replace(step=states.step[0]), traced, examples, num_steps
+            states._replace(step=states.step[0]), varied, examples, num_steps
         )
         return states._replace(step=jnp.full(states.key.shape, states.step)), sums
 
-    def in_turn(states: TrainState, traced: Traced, examples: Examples, num_steps: Array):
-        return jax.lax.map(lambda own: one(own[0], own[1], examples, num_steps), (states, traced))
+    def in_turn(states: TrainState, varied: Varied, examples: Examples, num_steps: Array):
+        return jax.lax.map(lambda own: one(own[0], own[1], examples, num_steps), (states, varied))
 
     return jax.jit(at_once if batched else in_turn, donate_argnums=0)
 

@@ -93,11 +93,11 @@ def train(
         if stop:
             break
         state, sums = advance(state, count)
-        sums, seen = jax.device_get((sums, state.guard))
+        sums, guards = jax.device_get((sums, state.guard))
         seconds = time.monotonic() - start
         totals = [metrics.add(totals[n], take(sums, n), count, seconds) for n in numbers]
         step, chunk = step + count, max(1, int(count / seconds))
-        lost = [guard.is_lost(take(seen, n), step, num_steps) for n in numbers]
+        lost = [guard.is_lost(take(guards, n), step, num_steps) for n in numbers]
         bar.update(count)
         bar.set_postfix(loss=f"{take(sums, 0)['loss'] / count:.3f}")
         if step % (config.eval_epochs * steps_per_epoch) and step < num_steps:
@@ -120,7 +120,7 @@ def train(
             left = (num_steps - step) * own.batch_size / rate
             progress.say(label + metrics.describe(record, rate, left))
             if trained["skipped"]:
-                progress.say(label + guard.describe(take(seen, n)))
+                progress.say(label + guard.describe(take(guards, n)))
             metrics.append(run_dir, trained, record)  # before the checkpoint: after a crash, both are written again
             logged()
             checkpoints.save(run_dir, take(state, n), {}, record["loss"])

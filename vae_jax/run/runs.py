@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vae_jax.config import MAX_WHOLE, Config, differences, from_json, to_json
-from vae_jax.data.files import leaves
+from vae_jax.data.files import leads_outside
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.guard import Guard, describe
@@ -52,7 +52,7 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
             with _locked(path):
                 moved = move_aside(run_dir)
             print(f"moved the earlier run to {moved}", file=sys.stderr)
-    _check_own(run_dir)
+    _check_inside(run_dir)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +70,7 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
     """Read the config and data of a run directory. Raises UserError, which says why, if it is not a run directory."""
     path = run_dir / "run.json"
     _check_run(run_dir)
-    _check_own(run_dir)
+    _check_inside(run_dir)
     try:
         if path.stat().st_size > MAX_RUN_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes, and the limit is {MAX_RUN_BYTES}")
@@ -121,13 +121,13 @@ def _is_new(run_dir: Path) -> bool:
     if not run_dir.is_dir():
         return not run_dir.exists()
     run = run_dir / "run.json"
-    return not _holds(run_dir, "run.json") and not (run.exists() and run.stat().st_size)
+    return not _holds_other_than(run_dir, "run.json") and not (run.exists() and run.stat().st_size)
 
 
-def _holds(run_dir: Path, *but: str) -> bool:
+def _holds_other_than(run_dir: Path, *ignored: str) -> bool:
     """Whether a run directory holds anything besides the names in `but` and half-written files of a crash."""
     left = {path.name for path in run_dir.iterdir() if not (path.name[0] == "." and path.suffix == ".tmp")}
-    return bool(left - {"checkpoints", *but}) or any(p.name[0] != "." for p in (run_dir / "checkpoints").glob("*"))
+    return bool(left - {"checkpoints", *ignored}) or any(p.name[0] != "." for p in (run_dir / "checkpoints").glob("*"))
 
 
 def _check_run(run_dir: Path) -> None:
@@ -136,13 +136,15 @@ def _check_run(run_dir: Path) -> None:
         raise UserError(f"{run_dir} {what}; expected a run directory that train.py wrote, such as checkpoints/digits.")
 
 
-def _check_own(run_dir: Path) -> None:
+def _check_inside(run_dir: Path) -> None:
     """Raise UserError for a link out of the run directory or a device, so that nothing outside it is changed."""
     for folder, folders, names in os.walk(run_dir):
         for name in (*folders, *names):
             path = Path(folder, name)
             mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG  # it may have just vanished
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not leaves(path, run_dir))):
+            if not (
+                stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not leads_outside(path, run_dir))
+            ):
                 what = "a link out of the run directory" if stat.S_ISLNK(mode) else "not a plain file"
                 raise UserError(f"{path} is {what}; expected only files and folders of its own. Put a copy there.")
 
@@ -176,7 +178,7 @@ def _is_same(run_dir: Path, config: Config, data: DataInfo) -> bool:
     changed = [f"{name} (was {a!r}, now {b!r})" for name, (a, b) in found.items()]
     if not changed and old_data.fingerprint != data.fingerprint:
         changed = [f"the data (was {old_data.fingerprint}, now {data.fingerprint})"]
-    if not changed or not _holds(run_dir, "run.json", "metrics.jsonl"):
+    if not changed or not _holds_other_than(run_dir, "run.json", "metrics.jsonl"):
         return not changed
     if found.keys() == {"num_epochs"} and old_data.fingerprint == data.fingerprint:
         trained = max(steps(run_dir), default=0) / (data.num_train // config.batch_size)
@@ -252,7 +254,9 @@ def _lock(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def lost(seen: Guard, config: Config, value_range: tuple[float, float], num_steps: int, saved: bool) -> UserError:
+def lost_error(
+    guard: Guard, config: Config, value_range: tuple[float, float], num_steps: int, saved: bool
+) -> UserError:
     """The error of a lost run, with advice. value_range: the range of its data. saved: whether it has a checkpoint."""
     advice = []
     if max(map(abs, value_range)) > LARGE:
@@ -260,7 +264,7 @@ def lost(seen: Guard, config: Config, value_range: tuple[float, float], num_step
         advice.append(
             f"The data goes from {low:g} to {high:g}. Save it standardised: (x - x.mean(0)) / x.std(0).clip(1e-6)."
         )
-    if seen.step:
+    if guard.step:
         settings = [f"a learning rate below {config.learning_rate:g}"]
         if not 0 < config.clip_norm <= 1:
             settings.append("--config.clip_norm=1")
@@ -271,4 +275,4 @@ def lost(seen: Guard, config: Config, value_range: tuple[float, float], num_step
         advice.append("No update had been made. Choose another likelihood, other options of it, or other data.")
     if saved:
         advice.append("Give --restart too, which moves this run aside.")
-    return UserError(f"The run is lost: {describe(seen)}. {' '.join(advice)}")
+    return UserError(f"The run is lost: {describe(guard)}. {' '.join(advice)}")

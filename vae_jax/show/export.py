@@ -123,7 +123,7 @@ def _description(restored: Restored) -> dict[str, Any]:
         "shape": data.shape,
         "range": data.range,
         "classes": data.classes,
-        "chunk_size": generate.chunk_size(params, vae, data.num_classes),
+        "chunk_size": generate.samples_per_call(params, vae, data.num_classes),
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
         "fingerprint": data.fingerprint,
         "prng": jax.random.key_impl(jax.random.key(0)),
