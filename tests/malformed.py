@@ -21,15 +21,17 @@ from vae_jax.run import digests
 
 BIG = 10**12
 FLAGS = {
-    "layer of 10^12": (["hidden_sizes=1000000000000"], ["hidden_sizes is 1000000000000; expected at most 16777216"]),
+    "layer of 10^12": (["hidden_sizes=1000000000000"], ["the parameters take", "bytes, and the limit"]),
     "layers larger than memory": (["hidden_sizes=4000000,4000000"], ["the parameters take", "bytes, and the limit"]),
-    "layers larger than any": (["hidden_sizes=16777216,16777216"], ["weights of shape (16777216, 16777216); expected"]),
-    "layer beyond int64": (["hidden_sizes=99999999999999999999"], ["hidden_sizes is 99999999999999999999"]),
+    "layer beyond int64": (
+        ["hidden_sizes=99999999999999999999"],
+        ["weights of shape (64, 99999999999999999999); expected"],
+    ),
     "endless layers": (["hidden_sizes=" + "2," * 5000], ["hidden_sizes has 5000 layers; expected at most 100"]),
     "negative layer": (["hidden_sizes=8,-8"], ["hidden_sizes is (8, -8); expected positive"]),
     "half a layer": (["hidden_sizes=8.5"], ["hidden_sizes is '8.5'; expected whole numbers"]),
     "only commas": (["hidden_sizes=,,"], ["hidden_sizes is ',,'; expected whole numbers"]),
-    "endless latent": (["latent_dim=1000000000"], ["latent_dim is 1000000000; expected at most 16777216"]),
+    "endless latent": (["latent_dim=1000000000"], ["the parameters take", "bytes, and the limit"]),
     "full covariance of a large latent": (
         ["latent_dim=100000", "posterior=full_covariance"],
         ["posterior 'full_covariance': latent_dim is 100000; expected at most 2000"],
@@ -56,10 +58,7 @@ FLAGS = {
     "stream of a name": (["stream=true"], ["stream is true, but 'digits' is not a .npy file"]),
     "deep list": (["network_options=" + "[" * 100_000], ["expected a JSON object"]),
     "deep object": (["network_options=" + '{"a":' * 9000 + "1" + "}" * 9000], ["expected a JSON object"]),
-    "nested option": (
-        ["prior_options=" + '{"a":' * 20 + "1" + "}" * 20],
-        ["prior_options is nested more than 10 deep"],
-    ),
+    "nested option": (["prior_options=" + '{"a":' * 20 + "1" + "}" * 20], ["has no option 'a'"]),
     "JSON cut off": (['likelihood_options={"sigma": '], ["expected a JSON object"]),
     "JSON text": (['optimizer_options="adam"'], ["expected a JSON object"]),
     "JSON null": (["posterior_options=null"], ["expected a JSON object"]),
@@ -71,14 +70,16 @@ FLAGS = {
     "one level": (["likelihood=categorical", 'likelihood_options={"num_levels": 1}'], ["num_levels is 1; expected"]),
     "levels without end": (
         ["likelihood=categorical", f'likelihood_options={{"num_levels": {BIG}}}'],
-        ["num_levels is 1000000000000; expected at most 16777216"],
+        ["weights of shape (8, 64000000000000); expected less than"],
     ),
     "half a level": (["likelihood=categorical", 'likelihood_options={"num_levels": 2.5}'], ["num_levels is 2.5"]),
     "no component": (["prior=mixture", 'prior_options={"num_components": 0}'], ["num_components is 0", "positive"]),
     "negative components": (["prior=mixture", 'prior_options={"num_components": -1}'], ["num_components is -1"]),
     "components in words": (["prior=mixture", 'prior_options={"num_components": "a"}'], ["is 'a'; expected a whole"]),
-    "components without end": (["prior=mixture", f'prior_options={{"num_components": {BIG}}}'], ["is 1000000000000;"]),
-    "pseudo-inputs without end": (["prior=vamp", f'prior_options={{"num_components": {BIG}}}'], ["is 1000000000000;"]),
+    "pseudo-inputs without end": (
+        ["prior=vamp", f'prior_options={{"num_components": {BIG}}}'],
+        ["parameters take", "limit"],
+    ),
     "mixture larger than memory": (
         ["prior=mixture", "latent_dim=10000", 'prior_options={"num_components": 16000000}'],
         ["the parameters take", "limit"],
@@ -100,7 +101,7 @@ FLAGS = {
     ),
     "channels without end": (
         ["network=convolutional", f'network_options={{"channels": [{BIG}]}}'],
-        ["channels is 1000000000000; expected at most 16777216"],
+        ["weights of shape (3, 3, 1000000000000, 1000000000000); expected less than"],
     ),
     "endless convolutions": (
         ["network=convolutional", f'network_options={{"channels": {[1] * 500}}}'],
@@ -111,7 +112,10 @@ FLAGS = {
     "options of no hierarchy": (['hierarchy_options={"latent_dim": 3}'], ["without a --config.hierarchy"]),
     "hierarchy of nothing": (["hierarchy=markov", 'hierarchy_options={"latent_dim": 0}'], ["latent_dim is 0"]),
     "hierarchy in words": (["hierarchy=hvae", 'hierarchy_options={"hidden_sizes": "abc"}'], ["hidden_sizes is 'abc'"]),
-    "hierarchy with an empty layer": (["hierarchy=hvae", 'hierarchy_options={"hidden_sizes": [0]}'], ["is [0]"]),
+    "hierarchy with an empty layer": (
+        ["hierarchy=hvae", 'hierarchy_options={"hidden_sizes": [0]}'],
+        ["hidden_sizes is (0,)"],
+    ),
     "free bits of a hierarchy": (["hierarchy=markov", "free_bits=0.1"], ["free_bits is 0.1", "no hierarchy"]),
     "free bits of a mixture": (["prior=mixture", "free_bits=0.1"], ["free_bits is 0.1", "prior=standard_normal"]),
     "free bits of a full covariance": (["posterior=full_covariance", "free_bits=1"], ["posterior=diagonal"]),
@@ -193,7 +197,6 @@ RECIPES = {
     ),
     "layers as one": (IMPORT + "def get_config(): return Config(hidden_sizes=8)\n", ["hidden_sizes is 8; expected"]),
     "options as a list": (IMPORT + "def get_config(): return Config(prior_options=[1])\n", ["prior_options is [1]"]),
-    "large layer": (IMPORT + "def get_config(): return Config(hidden_sizes=(10**15,))\n", ["hidden_sizes is 10000000"]),
     "number that overflows": (IMPORT + "def get_config(): return Config(beta=10**400)\n", ["beta is inf; expected"]),
     "a field assigned": (
         IMPORT + "def get_config():\n    c = Config()\n    c.beta = 2\n    return c\n",
@@ -477,13 +480,12 @@ RUNS = {
     "range of words": (data(range=["a", "b"]), ["run.json is damaged (ValueError"]),
     "folder of data as a list": (data(data_dir=["/"]), ["fingerprint and data_dir are not text"]),
     "further data": (data(more=1), ["run.json is damaged (TypeError"]),
-    "latent of 10^9": (config(latent_dim=10**9), ["latent_dim is 1000000000; expected at most 16777216"]),
-    "layers of 10^12": (config(hidden_sizes=[10**12]), ["hidden_sizes is 1000000000000; expected at most 16777216"]),
+    "latent of 10^9": (config(latent_dim=10**9), ["the parameters take", "limit"]),
     "two layers of 10^7": (config(hidden_sizes=[10**7, 10**7]), ["the parameters take", "limit"]),
     "10^5 layers": (config(hidden_sizes=[1] * 10**5), ["hidden_sizes has 100000 layers; expected at most 100"]),
     "mixture of 10^12": (
         config(prior="mixture", prior_options={"num_components": 10**12}),
-        ["1000000000000; expected"],
+        ["the parameters take", "limit"],
     ),
     "couplings of 10^6": (config(prior="real_nvp", prior_options={"num_couplings": 10**6}), ["expected at most 100"]),
     "options of options": (config(prior_options={"a": {"b": [{"c": 1}]}}), ["has no option 'a'"]),

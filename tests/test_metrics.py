@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vae_jax.data import files
 from vae_jax.run import metrics
 
 RECORDS = [{"step": step, "split": split, "loss": 1.5 * step} for step in (5, 10, 15) for split in ("train", "test")]
@@ -66,7 +67,7 @@ def test_describe_is_one_line_for_a_person():
 def test_write_text_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     metrics.write_text(path, "old")
-    monkeypatch.setattr(metrics.os, "replace", lambda *_: 1 / 0)
+    monkeypatch.setattr(files.os, "replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         metrics.write_text(path, "new")
     assert path.read_text() == "old"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vae_jax.data import files
 from vae_jax.show import pictures
 
 LINE = round(0.35 * 255)  # the grey between the images of a grid
@@ -103,7 +104,7 @@ def test_failed_picture_leaves_the_good_one(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        pictures.replace(path, half)
+        files.write_whole(path, half)
     assert path.read_bytes() == b"good"
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 

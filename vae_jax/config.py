@@ -16,9 +16,7 @@ from vae_jax.errors import MAX_LAYERS, UserError
 
 MAX_WHOLE = 2**32 - 1  # the largest seed of jax.random
 MAX_STEPS = 2**31 - 1  # an int32 counts the steps
-MAX_SIZE = 2**24  # of a layer or a latent, so that XLA can count the elements of the largest array
 MAX_FLOAT = 3.4e38  # the limit of float32, beyond which a number becomes infinite
-_MAX_DEPTH = 10  # how deep lists and objects may be nested in options
 
 
 def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int = 0, most: int = MAX_WHOLE) -> Any:
@@ -55,7 +53,7 @@ class Config:
     compute_dtype: str = _setting("float32",
         "The type of the factors in the network's matrix products. Everything else is float32.",
         ("float32", "bfloat16"))
-    latent_dim: int = _setting(20, "The number of dimensions of z.", least=1, most=MAX_SIZE)
+    latent_dim: int = _setting(20, "The number of dimensions of z.", least=1)
     likelihood: str = _setting("bernoulli",
         "p(x|z): the name of a function in vae_jax/likelihoods.py. For colour images choose discretized_logistic.")
     likelihood_options: dict[str, Any] = _setting({}, "Further arguments of the likelihood, as JSON.")
@@ -124,8 +122,6 @@ class Config:
             raise UserError(f"learning_rate is {self.learning_rate}; expected a positive number.")
         if self.ema_decay >= 1:
             raise UserError(f"ema_decay is {self.ema_decay}; expected a number in [0, 1).")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise UserError(f"hidden_sizes is {self.hidden_sizes}; expected positive whole numbers.")
         _check_sizes("hidden_sizes", self.hidden_sizes)
 
 
@@ -255,36 +251,32 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _option(name: str, value: Any, kind: Any) -> Any:
-    """`value`, if it fits `kind`, the annotation of an argument. A whole number is a size, from 1 to MAX_SIZE."""
+    """`value`, if it fits `kind`, the annotation of an argument. A whole number is a size, and positive."""
     if kind == Sequence[int]:
         kind = tuple[int, ...]
     if kind not in (int, float, str, bool, tuple[int, ...]):
         return value
     typed = _typed(name, value, kind)
     if kind in (int, tuple[int, ...]):
-        sizes = typed if isinstance(typed, tuple) else (typed,)
-        if any(size < 1 for size in sizes):
-            raise UserError(f"{name} is {value}; expected {_describe(kind)}, positive.")
-        _check_sizes(name, sizes)
+        _check_sizes(name, typed)
     return value
 
 
-def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
-    """Raise UserError for too many layers or too large layers."""
+def _check_sizes(name: str, value: int | tuple[int, ...]) -> None:
+    """Raise UserError unless every size is positive and there are at most MAX_LAYERS of them."""
+    sizes = value if isinstance(value, tuple) else (value,)
+    if any(size < 1 for size in sizes):
+        raise UserError(f"{name} is {value}; expected positive whole numbers.")
     if len(sizes) > MAX_LAYERS:
         raise UserError(f"{name} has {len(sizes)} layers; expected at most {MAX_LAYERS}.")
-    if max(sizes, default=0) > MAX_SIZE:
-        raise UserError(f"{name} is {max(sizes)}; expected at most {MAX_SIZE}.")
 
 
-def _check_options(name: str, value: Any, depth: int = 0) -> None:
-    """Raise UserError for numbers that float32 does not hold, and for deeper nesting than any function needs."""
-    if depth > _MAX_DEPTH:
-        raise UserError(f"{name} is nested more than {_MAX_DEPTH} deep; expected a flat JSON object.")
+def _check_options(name: str, value: Any) -> None:
+    """Raise UserError for numbers that float32 does not hold."""
     if isinstance(value, int | float) and not abs(value) <= MAX_FLOAT:
         raise UserError(f"{name} holds {value:g}; expected finite numbers, at most {MAX_FLOAT:g}.")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        _check_options(name, item, depth + 1)
+        _check_options(name, item)
 
 
 def _describe(kind: Any) -> str:

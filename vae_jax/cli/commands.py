@@ -16,6 +16,7 @@ from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.data import inputs
+from vae_jax.data.files import write_npz, write_whole
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
     HEAVY_TAIL,
@@ -151,12 +152,12 @@ def encode(options: Namespace) -> str:
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if label is not None:
         arrays["label"] = label
-    return _write(options.out, lambda path: _save_npz(path, arrays))
+    return _write(options.out, lambda path: write_npz(path, arrays))
 
 
 def export(options: Namespace) -> str:
     contents = to_zip(_load(options))
-    return _write(options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_bytes(contents)))
+    return _write(options.out, lambda path: write_whole(path, lambda temporary: temporary.write_bytes(contents)))
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
@@ -173,9 +174,7 @@ def report(options: Namespace) -> str:
     examples, label = examples_of(options, restored, options.limit)
     found = _evaluate(options, restored, examples)
     html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data)
-    return _write(
-        options.out, lambda path: pictures.replace(path, lambda temporary: temporary.write_text(html, "utf-8"))
-    )
+    return _write(options.out, lambda path: write_whole(path, lambda temporary: temporary.write_text(html, "utf-8")))
 
 
 @np.errstate(invalid="ignore", over="ignore")  # figures that are not finite are reported below
@@ -216,7 +215,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         summary |= {"ais_chains": options.ais_chains, "ais_steps": options.ais_steps}
     if options.per_example:
         present = {name: array for name, array in arrays.items() if array is not None}
-        _write(options.per_example, lambda path: _save_npz(path, present), "--per_example")
+        _write(options.per_example, lambda path: write_npz(path, present), "--per_example")
     if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and finite.all() and not options.ais_chains:
         progress.say(
             "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
@@ -262,14 +261,6 @@ def _check_pixels(num: int, shape: tuple[int, ...], instead: str) -> None:
             f"A grid of {num} examples has {pixels} pixels; expected at most {pictures.MAX_PIXELS} in one picture. "
             f"Ask for {instead}."
         )
-
-
-def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # given a name, numpy would append a suffix to it
-            np.savez(file, **arrays)
-
-    pictures.replace(path, write)
 
 
 def _write(path: Path, save: Any, flag: str = "--out") -> str:

@@ -19,13 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.data.files import READERS, as_images, check_layout, log_integers, open_rows, read_npz, reading
+from vae_jax.data.files import (
+    READERS,
+    as_images,
+    check_layout,
+    log_integers,
+    open_rows,
+    permutation,
+    read_npz,
+    reading,
+    write_npz,
+)
 from vae_jax.data.images import read_folder
 from vae_jax.data.streaming import Stream, num_test, open_stream
 from vae_jax.errors import UserError
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
-_PERMUTATION_SEED = 0
 
 
 class Split(NamedTuple):
@@ -163,10 +172,6 @@ def _streamed(name: str, classes: Iterable[int], validation_size: int) -> Datase
     return Dataset(name, Split(stream.x, None), held_out, Split(test, None), stream)
 
 
-def _permutation(n: int) -> np.ndarray:
-    return np.random.RandomState(_PERMUTATION_SEED).permutation(n)
-
-
 def _take(split: Split, index: np.ndarray) -> Split:
     return Split(split.x[index], None if split.label is None else split.label[index])
 
@@ -197,7 +202,7 @@ def _hold_out(train: Split, validation_size: int) -> tuple[Split, Split | None]:
     _check_validation_size(validation_size, n)
     if validation_size == 0:
         return train, None
-    order = _permutation(n)
+    order = permutation(n)
     return _take(train, order[:-validation_size]), _take(train, order[-validation_size:])
 
 
@@ -243,7 +248,7 @@ def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
         whole = _part(arrays, "", source)
         n = len(whole.x)
         _check_num(n, source)
-        order, cut = _permutation(n), n - max(1, n // 10)
+        order, cut = permutation(n), n - max(1, n // 10)
         return _take(whole, order[:cut]), _take(whole, order[cut:])
     if arrays.keys() in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
         train, test = _part(arrays, "_train", source), _part(arrays, "_test", source)
@@ -269,7 +274,7 @@ def _digits() -> tuple[Split, Split]:
 
     arrays = _cached(f"digits-{importlib.metadata.version('scikit-learn')}", read)
     whole = Split(arrays["x"].astype(np.float32)[..., None] / 16, arrays["y"].astype(np.int32))
-    order = _permutation(len(whole.x))
+    order = permutation(len(whole.x))
     return _take(whole, order[:1500]), _take(whole, order[1500:])
 
 
@@ -305,13 +310,7 @@ def _cached(key: str, read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     with contextlib.suppress(UserError):
         return read_npz(path)
     arrays: dict[str, Any] = read()  # `read` chooses the names: none is a keyword of np.savez
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_npz(path, arrays)
     return arrays

@@ -10,9 +10,9 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,31 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
     """Whether a path leads out of a folder when all symbolic links in it are followed."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file under another name, then rename it: a half-written file never replaces a good file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays, by name, as an uncompressed .npz file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, numpy would append a suffix to it
+            np.savez(file, **arrays)
+
+    write_whole(path, write)
+
+
+def permutation(n: int) -> np.ndarray:
+    """The fixed permutation of n examples, or of blocks of examples, that decides which of them are held out."""
+    return np.random.RandomState(0).permutation(n)
 
 
 def check_memory(size: int, what: str = "it expands to", advice: str = "") -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vae_jax import progress
-from vae_jax.data.files import Rows, check_finite, check_integers, convert, log_integers, not_finite
+from vae_jax.data.files import Rows, check_finite, check_integers, convert, log_integers, not_finite, permutation
 
 BLOCK_BYTES = 128 << 10
 READ_BYTES = 4 << 20  # read at a time while the file is checked
@@ -25,7 +25,6 @@ WINDOW_BYTES = 64 << 20  # of blocks whose rows are shuffled together
 CHUNK_BYTES = 16 << 20  # of batches that are sent to the device at once
 KEPT_BYTES = 256 << 20  # as float32: limit for the test split, and for the training examples in memory
 MAX_KEPT = 10_000  # examples: the second limit for each of these two
-_PERMUTATION_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +55,13 @@ def open_stream(rows: Rows, validation_size: int) -> tuple[Stream, np.ndarray, n
     num, source = rows.shape[0], _source(rows)
     size = max(1, min(BLOCK_BYTES // rows.row_bytes, num // 1000))
     starts = np.arange(0, num, size)
-    blocks = np.stack([starts, np.minimum(starts + size, num)], 1)[_permutation(len(starts))]
+    blocks = np.stack([starts, np.minimum(starts + size, num)], 1)[permutation(len(starts))]
     rest, test = _split_blocks(blocks, num - num_test(rows))
     train, validation = _split_blocks(rest, num - num_test(rows) - validation_size)
     value_range, fingerprint = _read_through(rows, source)
     few, _ = _split_blocks(train, min(_num_rows(train), _max_kept(rows)))
     # Shuffle the rows, because the rows of a block may be alike and pictures show the first examples of a split.
-    x, held_out, tested = (_read(rows, part)[_permutation(_num_rows(part))] for part in (few, validation, test))
+    x, held_out, tested = (_read(rows, part)[permutation(_num_rows(part))] for part in (few, validation, test))
     return Stream(rows, train, x, value_range, fingerprint), held_out, tested
 
 
@@ -185,10 +184,6 @@ def _source(rows: Rows) -> str:
 
 def _max_kept(rows: Rows) -> int:
     return max(1, min(MAX_KEPT, KEPT_BYTES // (4 * prod(rows.shape[1:]))))
-
-
-def _permutation(n: int) -> np.ndarray:
-    return np.random.RandomState(_PERMUTATION_SEED).permutation(n)
 
 
 def _num_rows(blocks: np.ndarray) -> int:

@@ -97,10 +97,14 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
         ) from error
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree, each under its path, such as encoder/output/bias."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each array in a tree, by the name of the array."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}
 
 
 def _empty(a: Any) -> np.ndarray:

@@ -165,9 +165,8 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     if found:
         listed = ", ".join(f"{name} (there {a!r}, here {b!r})" for name, (a, b) in found.items())
         raise UserError(f"init_from is {config.init_from}, a run of another model: {listed}. Set the same here.")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(source.params):
+    for name, leaf in arrays.named(source.params).items():
         if not np.isfinite(leaf).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(
                 f"init_from is {config.init_from}, whose weights are not finite at its step {source.step} ({name}). "
                 "Choose another run, or train that one anew."

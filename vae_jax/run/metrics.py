@@ -1,11 +1,12 @@
 """Write and read metrics.jsonl, one evaluation of one split per line, and average metrics over training steps."""
 
 import json
-import os
 from collections.abc import Mapping
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
+
+from vae_jax.data.files import write_whole
 
 Totals = dict[str, float]  # sums over steps, with the number of `steps` and the `seconds` that they took
 
@@ -74,7 +75,5 @@ def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    """Write a text file, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -18,6 +18,7 @@ from vae_jax import generate
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
 from vae_jax.data.inputs import show_classes
+from vae_jax.run.arrays import named
 from vae_jax.run.checkpoints import Restored
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -81,12 +82,6 @@ def functions(restored: Restored) -> dict[str, Exported]:
             function.__name__: export.export(jax.jit(function), platforms=PLATFORMS)(weights, given, label)
             for function, given in ((sample, key), (encode, x), (decode, z))
         }
-
-
-def named(params: Any) -> dict[str, Array]:
-    """The arrays of a pytree, each under its path, such as encoder/output/bias."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _latent(restored: Restored) -> Any:

@@ -9,8 +9,8 @@ from zlib import crc32
 
 import numpy as np
 
+from vae_jax.data.files import write_whole
 from vae_jax.errors import UserError
-from vae_jax.show import pictures
 
 
 def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -53,7 +53,7 @@ def save(path: Path, num: int, chunks: Iterable[Mapping[str, np.ndarray]]) -> No
             archive.filelist.extend(members.values())
             archive.start_dir = size
 
-    pictures.replace(path, write)
+    write_whole(path, write)
 
 
 def _head(rows: np.ndarray, num: int) -> bytes:

@@ -1,12 +1,13 @@
 """Draw grids of images with Pillow, as PNG, and curves and other charts with matplotlib, as PNG or SVG."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vae_jax.data.files import write_whole
 
 MAX_PIXELS = 2**27  # in one picture: few programs can open a larger one
 
@@ -21,7 +22,7 @@ def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, f
     pixels = grid(_as_images(np.asarray(images, np.float32)), columns, value_range)
     scale = max(1, 480 // max(pixels.shape[:2]))  # without this, small images would be as small as a stamp
     image = Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1))
-    replace(path, lambda temporary: image.save(temporary, format="PNG"))
+    write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def area(shape: tuple[int, ...]) -> int:
@@ -122,16 +123,6 @@ def _figure(columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
 def _save_figure(path: Path, figure: Any) -> None:
     """Write an SVG if the suffix is .svg, else a PNG. In an SVG, `dpi` concerns only the points of a scatter plot."""
     if path.suffix == ".svg":
-        replace(path, lambda temporary: figure.savefig(temporary, format="svg", dpi=130, metadata={"Date": None}))
+        write_whole(path, lambda temporary: figure.savefig(temporary, format="svg", dpi=130, metadata={"Date": None}))
     else:
-        replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
-
-
-def replace(path: Path, write: Any) -> None:
-    """Let `write` make a file under another name, then rename it: a half-written file never replaces a good file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
