@@ -13,6 +13,8 @@ from vae_jax.__main__ import main as vae_main
 from vae_jax.cli import console
 from vae_jax.run import checkpoints
 
+pytestmark = pytest.mark.robust
+
 EPOCHS = 3
 
 

@@ -16,6 +16,8 @@ from vae_jax.data import datasets
 from vae_jax.errors import UserError
 from vae_jax.run import checkpoints, digests, runs
 
+pytestmark = pytest.mark.robust
+
 
 def check(line, parts):
     for part in parts:

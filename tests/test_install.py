@@ -11,6 +11,8 @@ import venv
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.robust
+
 FIELDS = ("--config.hidden_sizes=8", "--config.latent_dim=2", "--config.schedule=constant", "--config.eval_epochs=1")
 
 

@@ -10,8 +10,10 @@ from conftest import ROOT
 from vae_jax.data import datasets
 from vae_jax.run import metrics, runs
 
+PREPARED = Path(os.environ.get("TFDS_DATA_DIR") or "?") / "mnist"
 
-@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR does not name prepared data")
+
+@pytest.mark.skipif(not PREPARED.is_dir(), reason="TFDS_DATA_DIR does not name a folder with MNIST")
 def test_one_epoch_of_the_recipe_and_what_it_read(train, tmp_path):
     """One test, since the images are decoded once."""
     train(tmp_path, f"--config={ROOT}/configs/mnist.py", hidden_sizes=64, latent_dim=10, num_epochs=1)

@@ -29,6 +29,8 @@ from vae_jax.evaluate import make_evaluate
 from vae_jax.objectives import log_weights, negative_iwae
 from vae_jax.update import make_train
 
+pytestmark = pytest.mark.robust
+
 SHAPE, NUM, CLASSES = (5, 4, 1), 8, 3
 CONVOLUTIONAL = {"network": "convolutional", "network_options": {"channels": [3], "decoder_blocks": [1]}}
 FEW = {"num_components": 4}
