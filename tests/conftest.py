@@ -155,8 +155,8 @@ def vae():
 
 
 ADVICE = (
-    r"\b([Ee]xpected|needs|Choose|Give|Set|Save|See|Train|Use|Leave|Rename|Rescale|Make|Update|Did you mean|Ask|Wait|"
-    r"Remove|Its options|choose from)\b"
+    r"\b([Ee]xpected|needs|Choose|Give|Set|Save|See|Change|Train|Use|Leave|Rename|Rescale|Make|Update|Did you mean|Ask|"
+    r"Wait|Remove|Its options|choose from)\b"
 )
 
 

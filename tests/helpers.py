@@ -12,10 +12,10 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from vae_jax import hierarchies, likelihoods, networks, posteriors, priors
-from vae_jax.config import make
 from vae_jax.core import VAE
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, FullGaussian
 from vae_jax.errors import UserError
+from vae_jax.names import make
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def lenient_optax(optimizer):
 def members(module, kind):
     """The names of a module that a config may use: those that a misspelt name is told."""
     with pytest.raises(UserError) as caught:
-        make(module, kind, "?")
+        make(module, getattr(module, kind), "?")
     return set(str(caught.value).partition("Choose one of: ")[2].rstrip(".").split(", "))
 
 

@@ -289,7 +289,7 @@ COMMAND_LINES = {
     "label 0 of an unconditional VAE": (["sample", "DIGITS", "--label=0"], ["--label needs a conditional VAE"]),
     "label of a manifold": (["manifold", "DIGITS", "--label=3"], ["--label needs a conditional VAE"]),
     "unknown label": (["sample", "CONDITIONAL", "--label=10"], ["--label is 10; the VAE knows the classes 0 to 9"]),
-    "manifold of three": (["manifold", "VECTORS"], ["A manifold needs latent_dim 2", "has 3", "traverse"]),
+    "manifold of three": (["manifold", "VECTORS"], ["A manifold needs a latent of 2 dimensions", "has 3", "traverse"]),
     "word for an extent": (["manifold", "DIGITS", "--extent=far"], ["--extent", "'far'"]),
     "extent that is no number": (["manifold", "DIGITS", "--extent=nan"], ["--extent"]),
     "index past the end": (["traverse", "DIGITS", "--index=297"], ["--index is 297; expected one of the 297 examples"]),

@@ -342,7 +342,7 @@ def test_a_checkpoint_without_digests_is_not_used(run_dir):
 )
 def test_weights_of_another_architecture_are_one_line(run_dir, config, data, says, capfd):
     (run_dir / "run.json").unlink()
-    with runs._write_run(run_dir / "run.json", config, data):
+    with runs._write_run(run_dir / "run.json", config, data, {}):
         pass
     message = error(checkpoints.load, run_dir)
     assert f"{run_dir / 'checkpoints' / '5' / 'params'} does not fit the model that" in message and says in message
@@ -351,7 +351,7 @@ def test_weights_of_another_architecture_are_one_line(run_dir, config, data, say
 
 def test_a_model_that_this_version_cannot_build_names_run_json(run_dir):
     (run_dir / "run.json").unlink()
-    with runs._write_run(run_dir / "run.json", Config(likelihood="poisson", batch_size=4), DATA):
+    with runs._write_run(run_dir / "run.json", Config(likelihood="poisson", batch_size=4), DATA, {}):
         pass
     message = error(checkpoints.load, run_dir)
     assert f"{run_dir / 'run.json'}: Unknown likelihood 'poisson'" in message

@@ -19,6 +19,8 @@ from vae_jax.errors import UserError
 from vae_jax.run import checkpoints, metrics
 from vae_jax.xla import devices
 
+pytestmark = pytest.mark.robust
+
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"}
 RUN = {"batch_size": 96, "num_epochs": 7, "eval_epochs": 1, "binarization": "dynamic", "ema_decay": 0.9}  # 105 steps
 
@@ -31,7 +33,7 @@ from vae_jax.xla import devices
 from vae_jax.config import Config
 
 config = Config(batch_size=16, num_epochs=50, binarization="dynamic", **json.loads(sys.argv[1]))
-data, examples, *_ = inputs.load(config, None, None)
+data, examples, *_ = inputs.load(config, None)
 examples = jax.tree.map(lambda a: a[:160], examples)
 vae, objective = build.make_vae(config, data), build.make_objective(config)
 optimizer = build.make_optimizer(config, 10)
@@ -96,13 +98,14 @@ def alone(train, tmp_path_factory):
     ("counts", "fields"),
     (
         ((1, 2, 8), {"hidden_sizes": (32,)}),
+        ((1, 8), {"network": f"{ROOT}/configs/own_model.py:network"}),
         pytest.param(
             (1, 8),
             {"network": "convolutional", "hidden_sizes": (16,), "objective": "iwae", "num_samples": 2},
             marks=pytest.mark.slow,
         ),
     ),
-    ids=("mlp", "conv"),
+    ids=("mlp", "own", "conv"),
 )
 def test_losses_are_those_of_one_device(counts, fields):
     result = python("-c", LOSSES, json.dumps({**fields, "latent_dim": 4}), json.dumps(counts))

@@ -99,7 +99,7 @@ def test_run_directory_describes_itself(digits_run):
     run = json.loads((digits_run / "run.json").read_text())
     assert run["config"] == config.to_json(runs.read_run(digits_run)[0])
     assert run["config"]["hidden_sizes"] == [8] and run["config"]["num_epochs"] == 6
-    dataset, found = datasets.load("digits"), os.environ.get("TFDS_DATA_DIR")
+    dataset, found = datasets.load("digits"), os.environ.get("TFDS_DATA_DIR") or None
     assert run["data"] == {
         "shape": [8, 8, 1],
         "classes": [],
@@ -405,7 +405,7 @@ def test_weights_that_are_not_finite_are_refused(train, tmp_path, no_pictures, m
     train(tmp_path / "first", num_epochs=1)
     source = checkpoints.load(tmp_path / "first")
     source.params["decoder"]["output"]["bias"] = source.params["decoder"]["output"]["bias"].at[3].set(np.inf)
-    monkeypatch.setattr(checkpoints, "load", lambda _: source)
+    monkeypatch.setattr(checkpoints, "load", lambda _, vae: source)
     with pytest.raises(UserError, match=r"not finite at its step 15 \(decoder/output/bias\)\. Choose another run"):
         train(tmp_path / "run", num_epochs=1, init_from=tmp_path / "first")
     assert not (tmp_path / "run").exists()

@@ -13,11 +13,11 @@ import optax
 import pytest
 from helpers import lenient_optax, mlp_vae
 
-from vae_jax.build import make_optimizer, make_schedule, make_schedules
 from vae_jax.config import Config
 from vae_jax.core import VAE, Examples
 from vae_jax.errors import UserError
 from vae_jax.objectives import negative_elbo
+from vae_jax.optimizers import make_optimizer, make_schedule, make_schedules
 from vae_jax.update import init_state, make_train, make_training, make_update
 
 BATCH_SIZE, STEPS_PER_EPOCH = 4, 5

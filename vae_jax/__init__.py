@@ -37,9 +37,10 @@ _NAMES = {
     "posteriors": ("Posterior",),
     "priors": ("Prior",),
     "run.checkpoints": ("load",),
+    "run.weights": ("save",),
     "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
 }
-_MODULES = {*_NAMES, "build", "flows", "hierarchies", "vae"} - {"run.checkpoints"}
+_MODULES = {*_NAMES, "build", "flows", "hierarchies", "vae"} - {"run.checkpoints", "run.weights"}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted({*_HOME, "build"})
 

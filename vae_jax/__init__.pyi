@@ -64,6 +64,7 @@ from vae_jax.objectives import (
 from vae_jax.posteriors import Posterior as Posterior
 from vae_jax.priors import Prior as Prior
 from vae_jax.run.checkpoints import load as load
+from vae_jax.run.weights import save as save
 from vae_jax.update import (
     Training as Training,
     TrainState as TrainState,

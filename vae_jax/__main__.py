@@ -18,6 +18,7 @@ def parse(argv: list[str]) -> Namespace:
         sub.add_argument(
             "--seed", type=console.natural, default=0, help="Seed of all randomness. Default: %(default)s."
         )
+        sub.add_argument("--trust", action="store_true", help="Run the code from outside that the run uses.")
         if out:
             endings = (Path(out).suffix, *endings)
             text = f"The {' or '.join(endings)} file to write. Default: RUN_DIR/{out}."

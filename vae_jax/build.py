@@ -1,6 +1,5 @@
 """Turns a config into functions: the VAE, the objective, the optimiser and the schedules."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,27 +8,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from vae_jax import hierarchies, likelihoods, networks, posteriors, priors, update
-from vae_jax.config import MAX_STEPS, Config, make, unknown
-from vae_jax.core import VAE, Params
+from vae_jax import hierarchies, likelihoods, names, networks, posteriors, priors, update
+from vae_jax.config import Config
+from vae_jax.core import VAE, Params, condition, to_float
 from vae_jax.data.files import check_memory
 from vae_jax.data.inputs import DataInfo, make_prepare
 from vae_jax.distributions import kl_by_dimension
 from vae_jax.errors import UserError
-from vae_jax.objectives import negative_elbo, negative_iwae
+from vae_jax.names import make
+from vae_jax.objectives import elbo, negative_elbo, negative_iwae
+from vae_jax.optimizers import make_optimizer, make_schedules
 from vae_jax.update import Training
 from vae_jax.vae import Parts, join
 from vae_jax.xla import compiling
 
 # The fields that decide what the parameters mean.
 MODEL_FIELDS = (
-    *("conditional", "network", "network_options", "hidden_sizes", "activation", "latent_dim"),
+    *("conditional", "vae", "vae_options", "network", "network_options", "hidden_sizes", "activation", "latent_dim"),
     *("likelihood", "likelihood_options", "posterior", "posterior_options", "prior", "prior_options"),
     *("hierarchy", "hierarchy_options"),
 )
+# The arguments of an objective that are fields of the config. An objective from outside gets those that it takes.
+WEIGHTS = ("alpha", "beta", "num_samples", "kl", "estimator", "free_bits")
+
+# The names in a line of metrics.jsonl that no metric of an objective may have.
+RESERVED = {"loss", "step", "epoch", "split", "skipped", "steps", "seconds", "examples_per_second", "active_units"}
 
 
 def make_vae(config: Config, data: DataInfo) -> VAE:
@@ -38,7 +43,10 @@ def make_vae(config: Config, data: DataInfo) -> VAE:
     Its `init(key, x)` needs the training examples, [N, *shape], because their average sets the output bias and their
     variance sets the sigma of `gaussian_scalar`.
     """
-    vae = _build(config, data)
+    vae, code = _build(config, data), names.outside(config)
+    if code:
+        _check_traces(vae, config, data)
+        return vae
     try:
         abstract_params(vae, data)
     except (TypeError, ValueError, OverflowError, AssertionError) as error:  # glu raises AssertionError
@@ -52,6 +60,50 @@ def abstract_params(vae: VAE, data: DataInfo) -> Params:
     params = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), "float32"))
     check_memory(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)), "the parameters take")
     return params
+
+
+def _check_traces(vae: VAE, config: Config, data: DataInfo) -> None:
+    """Raise UserError, with a line of the code from outside, if its VAE does not give the ELBO of two examples."""
+    with names.explained(*names.outside(config).values()):
+        _eval_shape(elbo, vae, config, data)
+
+
+def check_objective(config: Config, vae: VAE, data: DataInfo) -> None:
+    """Raise UserError if fields conflict, or if an objective from outside does not give a loss and metrics."""
+    objective, code = make_objective(config), names.outside(config)
+    if not code:
+        return
+    with names.explained(*code.values()):
+        result = _eval_shape(objective, vae, config, data)
+    metrics: Any
+    loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    numbers = (loss, *metrics.values()) if isinstance(metrics, dict) else ()
+    if numbers and not RESERVED & metrics.keys() and all(getattr(a, "shape", None) == () for a in numbers):
+        return
+    shapes = " ".join(str(jax.tree.map(lambda a: a.shape, result)).split())
+    raise UserError(
+        f"objective {config.objective} gives {shapes}; expected (loss, metrics): a number and a dict of numbers, with "
+        f"other names than {', '.join(sorted(RESERVED))}."
+    )
+
+
+def _eval_shape(function: Callable[..., Any], vae: VAE, config: Config, data: DataInfo) -> Any:
+    """The shapes that function(params, key, x, vae) gives for two examples."""
+    params, x = abstract_params(vae, data), jax.ShapeDtypeStruct((2, *data.shape), "float32")
+    context = jax.ShapeDtypeStruct((2, data.num_classes), "float32") if config.conditional else None
+    call = lambda params, key, x, c: function(params, key, x, condition(vae, c))  # noqa: E731
+    return jax.eval_shape(call, params, jax.random.key(0), x, context)
+
+
+def without_effect(config: Config) -> list[str]:
+    """The fields that differ from their defaults and that the code from outside does not take."""
+    changed = {name for name in MODEL_FIELDS if getattr(config, name) != getattr(Config(), name)}
+    if config.vae:
+        return sorted(changed - {"conditional", "vae", "vae_options"})
+    if ":" not in config.network:
+        return []
+    taken = names.accepted(names.find(config.network), 3)
+    return [] if taken is None else sorted(changed & {"hidden_sizes", "activation"} - taken.keys())
 
 
 def evaluation_options(config: Config) -> dict[str, Any]:
@@ -71,17 +123,26 @@ def _build(config: Config, data: DataInfo) -> VAE:
     if config.batch_size > data.num_train:
         raise UserError(f"batch_size is {config.batch_size}; expected at most the {data.num_train} training examples.")
     context_size = data.num_classes if config.conditional else 0
-    likelihood = likelihood_of(config, shape)
-    check_range(config, data.range)
+    check_range(config, data.range, shape)
+    if config.vae:
+        with names.explained(config.vae):
+            vae = names.find(config.vae)(data, **config.vae_options)
+        if not isinstance(vae, VAE):
+            raise UserError(f"{config.vae} returned a {type(vae).__name__}; expected a vae_jax.VAE.")
+        return vae._replace(init=lambda key, x: vae.init(key, to_float(x).astype(jnp.float32)))
+    if config.vae_options:
+        raise UserError(f"vae_options is {config.vae_options} without a --config.vae. Give one.")
+    likelihood = _likelihood(config, shape)
     posterior = _posterior(config, latent_dim)
     network = _network(config, shape, posterior, likelihood)
+    output_bias = network.output_bias if config.output_bias else None
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        parts = Parts(shape, *network, posterior, likelihood, _prior(config, latent_dim), latent_dim, context_size)
-        return join(parts, config.output_bias)
+        prior = _prior(config, latent_dim)
+        return join(Parts(shape, *network[:2], posterior, likelihood, prior, latent_dim, context_size, output_bias))
 
-    top = make(hierarchies, "Hierarchy", config.hierarchy, **config.hierarchy_options)
+    top = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
     top_posterior, middle = _posterior(config, top.latent_dim), likelihoods.gaussian_pixel((latent_dim,))
     between = networks.mlp(
         (latent_dim,),
@@ -109,17 +170,17 @@ def _build(config: Config, data: DataInfo) -> VAE:
     lower_context_size = context_size + (top.latent_dim if top.infers_top_first else 0)
     unused_prior = priors.standard_normal(latent_dim)
     lower = join(
-        Parts(shape, *network, posterior, likelihood, unused_prior, latent_dim, lower_context_size), config.output_bias
+        Parts(shape, *network[:2], posterior, likelihood, unused_prior, latent_dim, lower_context_size, output_bias)
     )
     return top.join(lower, upper)
 
 
 def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
-    return make(posteriors, "Posterior", config.posterior, latent_dim, **config.posterior_options)
+    return make(posteriors, posteriors.Posterior, config.posterior, latent_dim, **config.posterior_options)
 
 
 def _prior(config: Config, latent_dim: int, *, encodes_x: bool = True) -> priors.Prior:
-    prior = make(priors, "Prior", config.prior, latent_dim, **config.prior_options)
+    prior = make(priors, priors.Prior, config.prior, latent_dim, **config.prior_options)
     if prior.encodes and (config.conditional or config.posterior != "diagonal" or not encodes_x):
         raise UserError(
             f"prior {config.prior!r} needs conditional=false, posterior=diagonal and a top latent inferred from x "
@@ -136,14 +197,15 @@ def _network(
         given["compute_dtype"] = config.compute_dtype
     if twice := sorted(given.keys() & config.network_options.keys()):
         raise UserError(f"network_options holds {twice[0]}, which has its own setting. Set --config.{twice[0]}.")
-    options = {**given, **config.network_options}
-    return make(networks, "Network", config.network, shape, posterior.num_outputs, likelihood.num_outputs, **options)
+    sizes = (posterior.num_outputs, likelihood.num_outputs)
+    return make(networks, networks.Network, config.network, shape, *sizes, offered=given, **config.network_options)
 
 
-def check_range(config: Config, value_range: tuple[float, float]) -> None:
+def check_range(config: Config, value_range: tuple[float, float], shape: tuple[int, ...]) -> None:
     """Raise UserError if data lies outside the range for which the likelihood, or random binarisation, is defined."""
     cause = "binarization" if config.binarization != "none" else "likelihood"
-    support = (0.0, 1.0) if cause == "binarization" else likelihood_of(config, ()).support
+    likelihood = make_likelihood(config, shape)
+    support = (0.0, 1.0) if cause == "binarization" else likelihood and likelihood.support
     if support and not (support[0] <= value_range[0] and value_range[1] <= support[1]):
         raise UserError(
             f"{cause} {getattr(config, cause)!r} needs data in [{support[0]:g}, {support[1]:g}]; the data lies in "
@@ -151,17 +213,30 @@ def check_range(config: Config, value_range: tuple[float, float]) -> None:
         )
 
 
-def num_levels(config: Config) -> int | None:
+def num_levels(config: Config, shape: tuple[int, ...]) -> int | None:
     """The number of evenly spaced values in [0, 1] that the likelihood allows; None if it allows any value."""
-    return likelihood_of(config, ()).num_levels
+    likelihood = make_likelihood(config, shape)
+    return likelihood and likelihood.num_levels
 
 
-def likelihood_of(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood:
-    return make(likelihoods, "Likelihood", config.likelihood, shape, **config.likelihood_options)
+def make_likelihood(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood | None:
+    """The likelihood of examples of `shape`; None for a whole VAE from outside, which does not tell."""
+    return None if config.vae else _likelihood(config, shape)
+
+
+def _likelihood(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood:
+    return make(likelihoods, likelihoods.Likelihood, config.likelihood, shape, **config.likelihood_options)
 
 
 def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
     """The objective of `config`: (params, key, x, vae) -> (loss, metrics). Raises UserError if fields conflict."""
+    if ":" in config.objective:
+        return _objective_from_outside(config)
+    if config.objective_options:
+        raise UserError(
+            f"objective_options is {config.objective_options}, for an objective from outside; {config.objective!r} has "
+            f"the fields {', '.join(WEIGHTS)}. Set --config.beta, say."
+        )
     if config.objective == "iwae":
         weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "auto"}
         for name, neutral in weights.items():
@@ -179,12 +254,13 @@ def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array
     if config.kl == "monte_carlo" and config.free_bits:
         raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
     gaussian = not config.hierarchy and config.prior == "standard_normal"
-    if config.kl == "analytic" and not (gaussian and config.posterior in ("diagonal", "full_covariance")):
+    known = not {"vae", "posterior", "prior"} & names.outside(config).keys()  # else it is seen while tracing
+    if known and config.kl == "analytic" and not (gaussian and config.posterior in ("diagonal", "full_covariance")):
         raise UserError(
             "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy: no "
             "other KL has a closed form here. Set --config.kl=auto for the closed form of the parts that have one."
         )
-    if config.free_bits and not (gaussian and config.posterior == "diagonal"):
+    if known and config.free_bits and not (gaussian and config.posterior == "diagonal"):
         raise UserError(
             f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
             "the KL of each latent dimension in closed form. Set --config.free_bits=0."
@@ -200,6 +276,21 @@ def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array
     )
 
 
+def _objective_from_outside(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    function = names.find(config.objective)
+    taken = names.accepted(function, 4) if callable(function) else {}
+    for name in (*WEIGHTS, "beta_warmup_steps"):
+        argument, value = name.removesuffix("_warmup_steps"), getattr(config, name)
+        if taken is not None and argument not in taken and value != getattr(Config(), name):
+            raise UserError(f"{name} is {value!r}, and {config.objective} does not take {argument!r}. Leave it out.")
+    for option in config.objective_options:
+        if option in WEIGHTS or (taken is not None and option not in taken):
+            known = ", ".join((taken or {}).keys() - {*WEIGHTS}) or "none"
+            raise UserError(f"objective {config.objective} has no option {option!r}. Its options: {known}.")
+    weights = {name: getattr(config, name) for name in WEIGHTS if taken is not None and name in taken}
+    return partial(function, **weights, **config.objective_options)
+
+
 def make_evaluation_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
     """The objective of `config`, used for its value on single examples. `split_loss` combines these values.
 
@@ -207,7 +298,7 @@ def make_evaluation_objective(config: Config) -> Callable[..., tuple[Array, dict
     """
     estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # dreg has the same value
     objective = make_objective(replace(config, estimator=estimator, free_bits=0.0))
-    if not config.free_bits:
+    if not config.free_bits or ":" in config.objective:
         return objective
 
     def with_dimensions(params: Params, key: Array, x: Array, vae: VAE, **weights: Any):
@@ -227,7 +318,7 @@ def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, fl
     """
     with np.errstate(invalid="ignore"):  # a mean of infinities of both signs
         means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
-    if config.free_bits:
+    if "kl_by_dimension" in means:
         each = means.pop("kl_by_dimension")
         means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
     return {name: float(value) for name, value in means.items()}
@@ -249,63 +340,3 @@ def make_training(
         ema_decay=config.ema_decay,
         schedules=make_schedules(config, beta),
     )
-
-
-def make_optimizer(
-    config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None
-) -> optax.GradientTransformation:
-    """The optax optimiser with the schedule and the clipping that `config` names.
-
-    learning_rate: the peak, in place of the config's; it may be traced, and the first state does not depend on it.
-    """
-    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and name[0] != "_"}
-    choices = {name for name, f in functions.items() if "learning_rate" in inspect.signature(f).parameters}
-    if config.optimizer not in choices:
-        raise unknown("optimizer", config.optimizer, tuple(sorted(choices)))
-    schedule = make_schedule(config, steps_per_epoch, learning_rate)
-    try:
-        optimizer = functions[config.optimizer](learning_rate=schedule, **config.optimizer_options)
-        weights = jnp.zeros((2, 2))  # an optimiser may accept options with which its first step fails
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
-    except Exception as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"optimizer {config.optimizer!r} with {config.optimizer_options}: {reason}. Set other options."
-        ) from None
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm else optimizer
-
-
-def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
-    """The objective's arguments that change over the steps: `beta`, which may rise from 0 (Bowman et al. 2016).
-
-    beta: its final value, in place of the config's; it may be traced.
-    """
-    if config.beta_warmup_steps:
-        return {"beta": optax.linear_schedule(0.0, config.beta if beta is None else beta, config.beta_warmup_steps)}
-    return {} if beta is None else {"beta": optax.constant_schedule(beta)}
-
-
-def make_schedule(config: Config, steps_per_epoch: int, learning_rate: Array | float | None = None) -> optax.Schedule:
-    """Step -> learning rate: a linear rise over `warmup_steps`, then constant, a cosine to 0 at the end, or `burda`.
-
-    `burda` takes 3^i epochs at 10^(-i/7) times the peak, for i = 0, 1, ... (Burda et al. 2016, arXiv:1509.00519,
-    section 5, who end with i = 7, after 3,280 epochs).
-    learning_rate: the peak, in place of the config's; it may be traced.
-    """
-    total = config.num_epochs * steps_per_epoch
-    if total > MAX_STEPS:
-        raise UserError(f"num_epochs is {config.num_epochs}; expected at most {MAX_STEPS // steps_per_epoch}.")
-    peak = config.learning_rate if learning_rate is None else learning_rate
-    if config.warmup_steps >= total:
-        raise UserError(f"warmup_steps is {config.warmup_steps}; expected less than the run's {total} steps.")
-    stages = [s for i in range(1, 21) if (s := (3**i - 1) // 2 * steps_per_epoch) < total]
-    rest: optax.Schedule = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, total - config.warmup_steps),
-        "burda": optax.piecewise_constant_schedule(peak, dict.fromkeys(stages, 10 ** (-1 / 7))),
-    }[config.schedule]
-    if not config.warmup_steps:
-        return rest
-    rise = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([rise, rest], [config.warmup_steps])

@@ -1,7 +1,6 @@
 """The settings of a run, read from a recipe, from flags or from a checkpoint. This module does not import jax."""
 
 import difflib
-import inspect
 import json
 import os
 import runpy
@@ -9,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf, isfinite
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vae_jax.errors import MAX_LAYERS, UserError
@@ -44,6 +42,11 @@ class Config:
     stream: bool = _setting(False,
         "Read the training examples from disk as they are needed, for a .npy file that is larger than memory.")
     conditional: bool = _setting(False, "Give the label to the encoder and the decoder.")
+    vae: str = _setting("",
+        "A whole VAE of your own, in place of the fields from network to output_bias: FILE.py:FUNCTION or "
+        "MODULE:FUNCTION, called as FUNCTION(data, **vae_options). So may network, likelihood, posterior, prior, "
+        "hierarchy, objective and optimizer be named. Empty: these fields make the VAE.")
+    vae_options: dict[str, Any] = _setting({}, "Further arguments of vae, as JSON.")
     network: str = _setting("mlp", "The encoder and the decoder: the name of a function in vae_jax/networks.py.")
     network_options: dict[str, Any] = _setting({}, "Further arguments of the network, as JSON.")
     hidden_sizes: tuple[int, ...] = _setting((400,),
@@ -69,6 +72,7 @@ class Config:
     objective: str = _setting("elbo",
         "What training maximises: the ELBO, or the bound of num_samples importance weights.",
         ("elbo", "iwae"))
+    objective_options: dict[str, Any] = _setting({}, "Further arguments of an objective of your own, as JSON.")
     estimator: str = _setting("pathwise",
         "The estimator of the gradient. stl (sticking the landing) is for elbo, dreg (doubly reparameterised) for "
         "iwae.", ("pathwise", "stl", "dreg"))
@@ -110,7 +114,8 @@ class Config:
         for f in fields(self):
             object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), hints[f.name]))
             choices = f.metadata["choices"]
-            if choices and getattr(self, f.name) not in choices:
+            own = f.name == "objective" and ":" in getattr(self, f.name)  # see names.py
+            if choices and getattr(self, f.name) not in choices and not own:
                 raise unknown(f.name, getattr(self, f.name), choices)
             if hints[f.name] in (int, float) and getattr(self, f.name) < f.metadata["least"]:
                 raise UserError(f"{f.name} is {getattr(self, f.name)}; expected at least {f.metadata['least']}.")
@@ -211,29 +216,6 @@ def unknown(kind: str, name: Any, choices: tuple[str, ...]) -> UserError:
     return UserError(f"Unknown {kind} {name!r}.{hint} Choose one of: {', '.join(choices)}.")
 
 
-def make(module: ModuleType, kind: str, name: str, /, *args: Any, **options: Any) -> Any:
-    """Call the function `name` of `module` if its annotation says that it returns a `kind`.
-
-    Raises UserError if there is no such function or option, or if the function raises TypeError or ValueError.
-    """
-    functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")}
-    known = {n: f for n, f in functions.items() if getattr(f.__annotations__.get("return"), "__name__", "") == kind}
-    choices = tuple(sorted(known))
-    if name not in choices:
-        raise unknown(kind.lower(), name, choices)
-    kind = kind.lower()
-    parameters = inspect.signature(known[name]).parameters.values()
-    accepted = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for option in options:
-        if option not in accepted:
-            raise UserError(f"{kind} {name!r} has no option {option!r}. Its options: {', '.join(accepted) or 'none'}.")
-    try:
-        options = {option: _option(option, value, accepted[option]) for option, value in options.items()}
-        return known[name](*args, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{kind} {name!r}: {error}") from None
-
-
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` as type `kind`, if nothing is lost: 4 may be a float and [400] a tuple, but '4' and 0.5 are not ints."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -250,7 +232,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _option(name: str, value: Any, kind: Any) -> Any:
+def check_option(name: str, value: Any, kind: Any) -> Any:
     """`value`, if it fits `kind`, the annotation of an argument. A whole number is a size, and positive."""
     if kind == Sequence[int]:
         kind = tuple[int, ...]

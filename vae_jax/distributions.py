@@ -5,6 +5,7 @@ A function takes plain arrays; a distribution is a frozen pytree of arrays, whos
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
+from inspect import signature
 from math import gcd, log, pi, prod
 from typing import Any, TypeVar, dataclass_transform
 
@@ -112,7 +113,12 @@ def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
 
 
 def kl_analytic(q: Any, p: Any, z: Any = None) -> Array:
-    """KL(q || p), [...], in closed form; `z` is unused. Raises ValueError if q or p is not one of the two Gaussians."""
+    """KL(q || p), [...], in closed form; `z` is unused.
+
+    Raises ValueError if there is none: q has no method kl(p), and q or p is not one of the two Gaussians.
+    """
+    if _brings_closed_form(q):
+        return q.kl(p)
     if not has_closed_form(q, p):
         kinds = f"{type(q).__name__} and {type(p).__name__}"
         raise ValueError(f"The KL of {kinds} has no closed form here. Set kl='auto' or 'monte_carlo' for its estimate.")
@@ -125,13 +131,20 @@ def kl_analytic(q: Any, p: Any, z: Any = None) -> Array:
 
 
 def has_closed_form(q: Any, p: Any) -> bool:
-    return isinstance(q, DiagonalGaussian | FullGaussian) and isinstance(p, DiagonalGaussian | FullGaussian)
+    gaussian = isinstance(q, DiagonalGaussian | FullGaussian) and isinstance(p, DiagonalGaussian | FullGaussian)
+    return gaussian or _brings_closed_form(q)
+
+
+def _brings_closed_form(q: Any) -> bool:
+    """Whether q has a method kl(p). A method kl(p, z) is an estimate at z, which may hold parts in closed form."""
+    return hasattr(q, "kl") and len(signature(q.kl).parameters) == 1
 
 
 def kl_divergence(q: Any, p: Any, z: Any) -> Array:
-    """KL(q || p), [...]: in closed form between Gaussians (`z` is then unused), otherwise an estimate at z ~ q.
+    """KL(q || p), [...]: in closed form, if there is one (`z` is then unused), otherwise an estimate at z ~ q.
 
-    The estimate is `q.kl(p, z)` if q has such a method, as `hierarchies.Chain` does; otherwise it is `kl_monte_carlo`.
+    There is a closed form between Gaussians, and if q has a method kl(p). The estimate is `q.kl(p, z)` if q has such a
+    method, as `hierarchies.Chain` does; otherwise it is `kl_monte_carlo`.
     """
     if has_closed_form(q, p):
         return kl_analytic(q, p)

@@ -14,6 +14,8 @@ from jax import Array
 from vae_jax.core import VAE, Distribution, Params, with_context
 from vae_jax.distributions import kl_divergence, kl_monte_carlo
 
+NAMES = ("hvae", "markov")  # what a config may name
+
 
 class Hierarchy(NamedTuple):
     latent_dim: int  # dimensions of z2

@@ -11,6 +11,16 @@ from jax import Array
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
 
+NAMES = (
+    "bernoulli",
+    "categorical",
+    "continuous_bernoulli",
+    "discretized_logistic",
+    "gaussian",
+    "gaussian_pixel",
+    "gaussian_scalar",
+)  # what a config may name
+
 MAX_LOG_VAR = 6.0  # bounds a learned log-variance, sigma within [0.05, 20]; else a constant pixel would diverge
 
 

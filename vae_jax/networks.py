@@ -15,6 +15,8 @@ from vae_jax.errors import MAX_LAYERS
 from vae_jax.xla.convolution import conv, conv_transpose
 from vae_jax.xla.products import product
 
+NAMES = ("convolutional", "mlp")  # what a config may name
+
 MAX_WEIGHTS = 2**48  # of one layer: no memory holds more, and from 2^63 on XLA would end the process
 
 
@@ -25,9 +27,15 @@ class Function(NamedTuple):
     apply: Callable[[Params, Array, Array | None], Array]  # (params, input, context) -> outputs
 
 
+OutputBias = Callable[[Params, Array, Callable[[Array], Array]], Params]
+
+
 class Network(NamedTuple):
     encoder: Function  # [..., *shape] -> [..., encoder_outputs]
     decoder: Function  # [..., latent_dim] -> [..., *shape, decoder_outputs]
+    # (decoder's params, average of the data [*shape, ...], outputs_of) -> params with which the decoder's last bias is
+    # outputs_of(average), [*shape, decoder_outputs]. None: the last bias stays as `init` makes it.
+    output_bias: OutputBias | None = None
 
 
 def mlp(
@@ -59,7 +67,7 @@ def mlp(
     )
     flatten = lambda x: x.reshape(*x.shape[: x.ndim - len(shape)], prod(shape))  # noqa: E731
     unflatten = lambda y: y.reshape(*y.shape[:-1], *shape, decoder_outputs)  # noqa: E731
-    return Network(_function(encoder, before=flatten), _function(decoder, after=unflatten))
+    return Network(_function(encoder, before=flatten), _function(decoder, after=unflatten), _output_bias)
 
 
 def convolutional(
@@ -109,7 +117,7 @@ def convolutional(
     activations = _split_activations(decoder_activation or activation, num + 1, len(up) - 1)
     decoder = _ConvDecoder(shape, len(channels), up, blocks_up, hidden_sizes, decoder_outputs, *activations, *weights)
     unflatten = lambda y: y.reshape(*y.shape[:-1], shape[-1], decoder_outputs)  # noqa: E731
-    return Network(_function(encoder), _function(decoder, after=unflatten))
+    return Network(_function(encoder), _function(decoder, after=unflatten), _output_bias)
 
 
 def coupling(num_outputs: int, *, hidden_size: int = 256, num_layers: int = 2) -> Function:
@@ -256,6 +264,16 @@ class _ConvDecoder(nn.Module):
         x = _Kernel(num_channels * self.num_outputs * zoom**2, 1, *weights, (x.shape[1], x.shape[2]), name="output")(x)
         x = _depth_to_space(x, zoom)[:, :height, :width]
         return x.reshape(*z.shape[:-1], *x.shape[1:])
+
+
+def _output_bias(params: Params, average: Array, outputs_of: Callable[[Array], Array]) -> Params:
+    """Set the bias of the last layer: one number per output or, in a convolution, per output of a channel."""
+    size = params["output"]["bias"].size
+    bias = outputs_of(average)
+    if bias.size != size:
+        bias = outputs_of(jnp.mean(average, (0, 1)))
+    output = params["output"] | {"bias": jnp.tile(bias.reshape(-1), size // bias.size)}
+    return params | {"output": output}
 
 
 def _depth_to_space(x: Array, zoom: int) -> Array:

@@ -10,6 +10,8 @@ from vae_jax import flows
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Delta, DiagonalGaussian, Flow, FullGaussian
 
+NAMES = ("delta", "diagonal", "flow", "full_covariance")  # what a config may name
+
 MAX_FULL = 2000  # dimensions of the largest full covariance, for which the encoder gives two million numbers
 
 

@@ -11,6 +11,8 @@ from vae_jax import flows
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import DiagonalGaussian, GaussianMixture
 
+NAMES = ("mixture", "real_nvp", "standard_normal", "vamp")  # what a config may name
+
 
 class Prior(NamedTuple):
     build: Callable[[Params, Callable[[Array], Distribution]], Distribution]  # (params, x -> q(z | x)) -> p(z)

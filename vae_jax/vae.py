@@ -21,15 +21,16 @@ class Parts(NamedTuple):
     prior: priors.Prior
     latent_dim: int
     context_size: int = 0
+    output_bias: networks.OutputBias | None = None  # how the decoder's last bias begins at the average of the examples
 
 
-def join(parts: Parts, output_bias: bool = False) -> VAE:
+def join(parts: Parts) -> VAE:
     """The VAE made of `parts`. Its `init(key, x)` takes the training examples, [N, *shape], as bytes or floats.
 
-    output_bias: whether the decoder's last bias begins at the average of the examples. While JAX traces them, `encode`
-    and `decode` raise a ValueError for inputs of another shape or type, and for a missing or unexpected context.
+    While JAX traces them, `encode` and `decode` raise a ValueError for inputs of another shape or type, and for a
+    missing or unexpected context.
     """
-    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size = parts
+    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size, output_bias = parts
 
     def init(key: Array, x: Array) -> Params:
         x = to_float(x).astype(jnp.float32)
@@ -43,8 +44,7 @@ def join(parts: Parts, output_bias: bool = False) -> VAE:
             "prior": prior.init(keys[3], x),
         }
         if output_bias:
-            output = params["decoder"]["output"]
-            output["bias"] = _output_bias(likelihood, likelihood.average(x), output["bias"].size)
+            params["decoder"] = output_bias(params["decoder"], likelihood.average(x), likelihood.output_bias)
         return params
 
     def encode(params: Params, x: Array, context: Array | None = None):
@@ -74,11 +74,3 @@ def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, contex
             f"the network got a context of {got} numbers; expected {context_size}. A conditional VAE takes the one-hot "
             "label of each example as context, [B, C]: vae_jax.condition(vae, context)."
         )
-
-
-def _output_bias(likelihood: likelihoods.Likelihood, average: Array, size: int) -> Array:
-    """The bias of the last layer, [size]: the outputs of each element of x, or, in a convolution, of each channel."""
-    bias = likelihood.output_bias(average)
-    if bias.size != size:
-        bias = likelihood.output_bias(jnp.mean(average, (0, 1)))
-    return jnp.tile(bias.reshape(-1), size // bias.size)

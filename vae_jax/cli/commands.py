@@ -112,9 +112,13 @@ def traverse(options: Namespace) -> str:
 
 def manifold(options: Namespace) -> str:
     restored = _load(options)
-    if restored.config.latent_dim != 2 or restored.config.hierarchy:
-        has = f"{restored.config.latent_dim}{' and a latent above it' if restored.config.hierarchy else ''}"
-        raise UserError(f"A manifold needs latent_dim 2; {options.run_dir} has {has}. Use traverse instead.")
+    draw = lambda params: restored.vae.prior(params).sample(jax.random.key(0), (1,))  # noqa: E731
+    sizes = [leaf.shape[-1] for leaf in jax.tree.leaves(jax.eval_shape(draw, restored.params))]
+    if sizes != [2]:
+        has = " and ".join(map(str, sizes))
+        raise UserError(
+            f"A manifold needs a latent of 2 dimensions; {options.run_dir} has {has}. Use traverse instead."
+        )
     vae = _condition_on_label(restored, options.label, 1)
     _check_pixels(options.num**2, restored.data.shape, "fewer with --num")
     return _write(
@@ -197,9 +201,9 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         )
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
-    if "nll" in summary and build.likelihood_of(config, data.shape).num_levels is not None:
+    if "nll" in summary and build.num_levels(config, data.shape) is not None:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
-    if config.posterior != "delta":
+    if result.log_px is not None:  # the posterior is not a point
         information = np.asarray(make_mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))
         bound = log(len(result.kl))
         summary |= {"mutual_information": mean(information), "mutual_information_se": standard_error(information)}
@@ -237,7 +241,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
 
 
 def _load(options: Namespace) -> Restored:
-    return checkpoints.load(options.run_dir, options.checkpoint)
+    return checkpoints.load(options.run_dir, options.checkpoint, trust=options.trust)
 
 
 def _condition_on_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:

@@ -19,7 +19,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vae_jax import __version__
+from vae_jax import __version__, names
 from vae_jax.config import MAX_WHOLE, Config, digits, load_recipe, override
 from vae_jax.errors import UserError
 
@@ -128,19 +128,19 @@ def config_of(options: argparse.Namespace) -> Config:
     """Load the recipe that the flags name, and change the fields that the flags set."""
     prefix = "config."
     values = {name.removeprefix(prefix): text for name, text in vars(options).items() if name.startswith(prefix)}
-    return override(digits() if options.config is None else load_recipe(options.config), values)
+    return names.absolute(override(digits() if options.config is None else load_recipe(options.config), values))
 
 
 def parse_members(options: argparse.Namespace) -> list[Config]:
     """The configs of a sweep: every combination of --betas, --learning_rates and --seeds."""
     config, axes = config_of(options), []
-    names = {"betas": "beta", "learning_rates": "learning_rate", "seeds": "seed"}
-    for flag, name in names.items():
+    swept = {"betas": "beta", "learning_rates": "learning_rate", "seeds": "seed"}
+    for flag, name in swept.items():
         values = getattr(options, flag)
         if values and f"config.{name}" in options:
             raise UserError(f"--{flag} and --config.{name} set the same field. Give one of them.")
         axes.append(values or (getattr(config, name),))
-    return [replace(config, **dict(zip(names.values(), values, strict=True))) for values in product(*axes)]
+    return [replace(config, **dict(zip(swept.values(), values, strict=True))) for values in product(*axes)]
 
 
 def several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

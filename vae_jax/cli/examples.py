@@ -35,13 +35,13 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> tu
         )
     found = inputs.value_range(dataset)
     try:
-        build.check_range(config, found)
+        build.check_range(config, found, shape)
     except UserError:
         raise UserError(
             f"{dataset.name} lies in [{found[0]:g}, {found[1]:g}]; the VAE was trained on data in "
             f"[{data.range[0]:g}, {data.range[1]:g}]. Give data on that scale."
         ) from None
-    inputs.check_levels(dataset, config, build.num_levels(config))
+    inputs.check_levels(dataset, config, build.num_levels(config, shape))
     examples = inputs.evaluation_examples(dataset, split, config, data.classes)
     label = getattr(dataset, split).label
     if config.conditional and label is None:

@@ -6,6 +6,7 @@ Each member is an ordinary run, whose directory is what train.py writes for the 
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
 from math import nan
 from pathlib import Path
@@ -43,12 +44,12 @@ def sweep(options: Namespace) -> tuple[str, int]:
         )
     members = [inputs.absolute(member) for member in options.members]
     config, run_dirs = members[0], _run_dirs(options.sweep_dir, members)
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir, build.num_levels(config))
+    data, examples, split, held_out, label = inputs.load(config, options.data_dir, partial(build.num_levels, config))
     vae = build.make_vae(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
         vae = checkpoints.begin_from(vae, config, data)
     for member in members:
-        build.make_objective(member)  # refuses fields that contradict each other
+        build.check_objective(member, vae, data)
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
 

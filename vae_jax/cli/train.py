@@ -1,6 +1,7 @@
 """Train a VAE, from the flags to the result: `python train.py`, `python -m vae_jax train`."""
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     """
     # The data.
     config, run_dir = inputs.absolute(options.config), options.workdir
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir, build.num_levels(config))
+    data, examples, split, held_out, label = inputs.load(config, options.data_dir, partial(build.num_levels, config))
 
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
     mesh, is_first = devices.make_mesh(), jax.process_index() == 0
@@ -32,6 +33,9 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     vae = build.make_vae(config, data)
     if options.restart or not checkpoints.steps(run_dir):
         vae = checkpoints.begin_from(vae, config, data)
+    build.check_objective(config, vae, data)
+    if unused := build.without_effect(config):
+        progress.say(f"{', '.join(unused)}: without effect on {config.vae or config.network}")
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
     state, advance = loop.begin(config, vae, examples, steps_per_epoch, mesh)

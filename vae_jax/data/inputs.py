@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -57,13 +58,15 @@ def absolute(config: Config) -> Config:
     return replace(config, dataset=datasets.absolute(config.dataset), init_from=init_from)
 
 
-def load(config: Config, data_dir: str | None, num_levels: int | None) -> Inputs:
+def load(
+    config: Config, data_dir: str | None, num_levels: Callable[[tuple[int, ...]], int | None] = lambda shape: None
+) -> Inputs:
     """Load and check the data of a run.
 
-    data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR. num_levels: how many different values
-    the likelihood allows; None if it allows any value.
+    data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR. num_levels: from the shape of an
+    example, how many different values the likelihood allows; None if it allows any value.
     """
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
     if config.stream and config.binarization == "static":
         raise UserError(
             "binarization 'static' keeps all training examples in memory, and stream is true. Set "
@@ -76,7 +79,7 @@ def load(config: Config, data_dir: str | None, num_levels: int | None) -> Inputs
         validation_size=config.validation_size,
         stream=config.stream,
     )
-    check_levels(dataset, config, num_levels)
+    check_levels(dataset, config, num_levels(dataset.train.x.shape[1:]))
     split = "validation" if dataset.validation else "test"
     data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)

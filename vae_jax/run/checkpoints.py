@@ -13,19 +13,19 @@ import shutil
 import sys
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
 
-from vae_jax import build
+from vae_jax import build, names
 from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Params
 from vae_jax.data import inputs
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
-from vae_jax.run import arrays, digests, metrics
-from vae_jax.run.runs import read_run, steps as steps
+from vae_jax.run import arrays, digests, metrics, weights
+from vae_jax.run.runs import read_run, steps as steps, trusted
 from vae_jax.update import TrainState
 from vae_jax.xla import devices
 
@@ -124,24 +124,45 @@ def resume_everywhere(run_dir: Path, like: TrainState) -> tuple[TrainState, metr
     return devices.place(devices.from_first_process(read, devices.local_copy(like)), like.step.sharding), totals
 
 
-def load(run_dir: str | Path, checkpoint: str = "latest") -> Restored:
+@overload
+def load(
+    run_dir: str | Path, checkpoint: str = "latest", *, vae: VAE | None = None, trust: bool = False
+) -> Restored: ...
+@overload
+def load(run_dir: str | Path, *, like: Any) -> tuple[Any, dict[str, Any]]: ...
+def load(
+    run_dir: str | Path,
+    checkpoint: str = "latest",
+    *,
+    vae: VAE | None = None,
+    trust: bool = False,
+    like: Any = None,
+) -> Any:
     """Load the trained VAE of a run directory: its config, its pure functions and its parameters.
 
     checkpoint: 'latest', 'best' (the lowest evaluation loss) or a step. 'latest' and 'best' skip damaged checkpoints,
-    with a line on stderr. Raises UserError if the directory is not a run, or has no such undamaged checkpoint.
+    with a line on stderr. trust: run the code from outside that the run uses. vae: your own functions for these
+    parameters, in place of those that the config names, none of which is then built. Raises UserError if the directory
+    is not a run, has no such undamaged checkpoint, or uses code from outside without `trust`.
+
+    like: load what `vae_jax.save` wrote instead, (params, metadata), into a pytree of these shapes and types.
     """
+    if like is not None:
+        return weights.load(run_dir, like)
     run_dir = Path(run_dir)
     config, data = read_run(run_dir)
-    try:
-        vae = build.make_vae(config, data)
-    except UserError as error:
-        raise UserError(f"{run_dir / 'run.json'}: {error}") from None
-    like = build.abstract_params(vae, data)
+    if vae is None:
+        config = trusted(run_dir, config, trust)
+        try:
+            vae = build.make_vae(config, data)
+        except UserError as error:
+            raise UserError(f"{run_dir / 'run.json'}: {error}") from None
+    params_like = build.abstract_params(vae, data)
     while True:
         there = steps(run_dir)
         try:
             step = _choose(run_dir, checkpoint)
-            (params,) = arrays.read(_folder(run_dir, step), params=like)
+            (params,) = arrays.read(_folder(run_dir, step), params=params_like)
             return Restored(config, data, vae, params, step)
         except (OSError, UserError):
             if steps(run_dir) == there:  # else a training run has just deleted the checkpoint: try again
@@ -156,15 +177,16 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     """
     if not config.init_from:
         return vae
-    source = load(config.init_from)
-    found = differences(source.config, config, build.MODEL_FIELDS)
-    if source.data.shape != data.shape:
-        found["the shape of an example"] = source.data.shape, data.shape
-    elif source.data.classes != data.classes:
-        found["the classes"] = inputs.show_classes(source.data.classes), inputs.show_classes(data.classes)
+    source_config, source_data = read_run(Path(config.init_from))
+    found = differences(source_config, names.portable(config), build.MODEL_FIELDS)
+    if source_data.shape != data.shape:
+        found["the shape of an example"] = source_data.shape, data.shape
+    elif source_data.classes != data.classes:
+        found["the classes"] = inputs.show_classes(source_data.classes), inputs.show_classes(data.classes)
     if found:
         listed = ", ".join(f"{name} (there {a!r}, here {b!r})" for name, (a, b) in found.items())
         raise UserError(f"init_from is {config.init_from}, a run of another model: {listed}. Set the same here.")
+    source = load(config.init_from, vae=vae)  # which runs no code of that run
     for name, leaf in arrays.named(source.params).items():
         if not np.isfinite(leaf).all():
             raise UserError(

@@ -51,6 +51,11 @@ def of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def of_bytes(content: bytes) -> str:
+    """The SHA-256 of the contents of a file, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def _files(folder: Path) -> list[str]:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return sorted(name for name in names if name != NAME)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vae_jax.data.files import write_whole
 
+NATS = ("elbo", "log_likelihood", "kl")
 Totals = dict[str, float]  # sums over steps, with the number of `steps` and the `seconds` that they took
 
 
@@ -64,13 +65,21 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def names_in(record: Mapping[str, Any]) -> list[str]:
+    """The names of the metrics that an objective gave beside its loss: the ELBO and its terms first."""
+    rest = ("step", "epoch", "split", "loss", "skipped", "examples_per_second", "active_units")
+    names = [name for name, value in record.items() if name not in rest and isinstance(value, int | float | None)]
+    return [*(name for name in NATS if name in names), *(name for name in names if name not in NATS)]
+
+
 def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str:
-    """Describe a record in one line of log. rate: training examples per second."""
+    """One line for a person. rate: training examples per second."""
     minutes, seconds = divmod(int(seconds_left), 60)
+    shown = [name for name in ("loss", *names_in(record)) if name != "elbo" or "kl" not in record]
+    figures = "  ".join(f"{name} {record[name]:.3f}" for name in shown)
     return (
-        f"epoch {record['epoch']:g}  {record['split']}: loss {record['loss']:.3f}  "
-        f"log_likelihood {record['log_likelihood']:.3f}  kl {record['kl']:.3f}  "
-        f"active_units {record['active_units']}  {rate:,.0f} examples/s  {minutes}:{seconds:02d} left"
+        f"epoch {record['epoch']:g}  {record['split']}: {figures}  active_units {record['active_units']}  "
+        f"{rate:,.0f} examples/s  {minutes}:{seconds:02d} left"
     )
 
 

@@ -1,5 +1,6 @@
 """Open and check run directories. Only one process at a time can train in a run directory.
 
+code/            copies of the files of code from outside that the config names
 run.json         config, data (shapes, sizes, fingerprint), versions, and a digest of all this
 metrics.jsonl    one evaluation per line; a resumed run restores it from its checkpoint
 checkpoints/     see checkpoints.py
@@ -14,13 +15,15 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from math import isfinite, prod
 from pathlib import Path
 from typing import IO, Any
 
+from vae_jax import names, progress
 from vae_jax.config import MAX_WHOLE, Config, differences, from_json, to_json
-from vae_jax.data.files import leads_outside
+from vae_jax.data.files import leads_outside, write_whole
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.guard import Guard, describe
@@ -41,7 +44,7 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
     with any config. restart: move an existing run aside first. Raises UserError, which names the fields that differ, or
     says that another process trains there.
     """
-    path = run_dir / "run.json"
+    path, sources, portable = run_dir / "run.json", names.sources(config), names.portable(config)
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir} cannot be written (it is a file). Choose another directory.")
     if not _is_new(run_dir):
@@ -59,15 +62,53 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
         raise UserError(f"{run_dir} cannot be written ({error.strerror}). Choose another directory.") from None
     with ExitStack() as stack:
         stack.enter_context(_locked(path))
-        if _is_new(run_dir) or not _is_same(run_dir, config, data):
-            stack.enter_context(_write_run(path, config, data))
+        code = {name: digests.of_bytes(content) for name, content in sources.items()}
+        if _is_new(run_dir) or not _is_same(run_dir, portable, data, code):
+            stack.enter_context(_write_run(path, portable, data, code))
+        _write_code(run_dir / "code", sources)
         for litter in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*")):  # left by a crash
             shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         yield
 
 
 def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
-    """Read the config and data of a run directory. Raises UserError, which says why, if it is not a run directory."""
+    """Read the config and data of a run directory. Raises UserError, which says why, if it is not a run directory.
+
+    Files of code from outside stand in the config without their folders. `trusted` puts the copies in their place.
+    """
+    return _read(run_dir)[:2]
+
+
+def read_code(run_dir: Path) -> dict[str, str]:
+    """The SHA-256 of the files and modules of code from outside that a run uses, by their names."""
+    return _read(run_dir)[2]
+
+
+def trusted(run_dir: Path, config: Config, trust: bool) -> Config:
+    """The config with the copies of its code from outside in RUN_DIR/code, so that a model can be built from it.
+
+    Nothing of the code has run yet. Raises UserError if there is such code and neither `trust` nor VAE_JAX_TRUST=1 is
+    given, or if a copy is not the one that the run was trained with.
+    """
+    code = {name.rpartition(":")[0] for name in names.outside(config).values()}
+    if not code:
+        return config
+    shown = ", ".join(sorted(f"code/{name}" if name.endswith(".py") else f"the module {name}" for name in code))
+    if not (trust or os.environ.get("VAE_JAX_TRUST") == "1"):
+        raise UserError(f"{run_dir} uses {shown}. Read it, then add --trust to run it; from Python, trust=True.")
+    expected, config = read_code(run_dir), names.inside(config, run_dir / "code")
+    for name in sorted(code):
+        copy = run_dir / "code" / name
+        if name.endswith(".py") and not (copy.is_file() and digests.of_bytes(copy.read_bytes()) == expected.get(name)):
+            what = "differs from its digest in run.json" if copy.is_file() else "is missing"
+            raise UserError(f"{copy} {what}: it is not run. Put the file there that the run was trained with.")
+    for name, digest in names.digests(config).items():
+        if digest != expected.get(name):
+            progress.say(f"{run_dir}: the module {name} is not the one that the run was trained with")
+    return config
+
+
+def _read(run_dir: Path) -> tuple[Config, DataInfo, dict[str, str]]:
     path = run_dir / "run.json"
     _check_run(run_dir)
     _check_inside(run_dir)
@@ -86,7 +127,8 @@ def read_run(run_dir: Path) -> tuple[Config, DataInfo]:
             raise ValueError("it differs from its digest")
         if run["format"] < FORMAT:
             _upgrade(run)
-        return from_json(run["config"]), _checked(DataInfo(**run["data"]))
+        code = {str(name): str(digest) for name, digest in run.get("code", {}).items()}
+        return from_json(run["config"]), _checked(DataInfo(**run["data"])), code
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -125,9 +167,11 @@ def _is_new(run_dir: Path) -> bool:
 
 
 def _holds_other_than(run_dir: Path, *ignored: str) -> bool:
-    """Whether a run directory holds anything besides the names in `but` and half-written files of a crash."""
+    """Whether a run directory holds anything besides code, what is `ignored` and half-written files of a crash."""
     left = {path.name for path in run_dir.iterdir() if not (path.name[0] == "." and path.suffix == ".tmp")}
-    return bool(left - {"checkpoints", *ignored}) or any(p.name[0] != "." for p in (run_dir / "checkpoints").glob("*"))
+    return bool(left - {"checkpoints", "code", *ignored}) or any(
+        p.name[0] != "." for p in (run_dir / "checkpoints").glob("*")
+    )
 
 
 def _check_run(run_dir: Path) -> None:
@@ -138,8 +182,8 @@ def _check_run(run_dir: Path) -> None:
 
 def _check_inside(run_dir: Path) -> None:
     """Raise UserError for a link out of the run directory or a device, so that nothing outside it is changed."""
-    for folder, folders, names in os.walk(run_dir):
-        for name in (*folders, *names):
+    for folder, folders, files in os.walk(run_dir):
+        for name in (*folders, *files):
             path = Path(folder, name)
             mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG  # it may have just vanished
             if not (
@@ -168,19 +212,21 @@ def _checked(data: DataInfo) -> DataInfo:
     return data._replace(shape=shape, classes=classes, range=(low, high))
 
 
-def _is_same(run_dir: Path, config: Config, data: DataInfo) -> bool:
-    """Whether run.json has this config and this data. If not, the caller writes it anew.
+def _is_same(run_dir: Path, config: Config, data: DataInfo, code: dict[str, str]) -> bool:
+    """Whether run.json has this config, this data and this code from outside. If not, the caller writes it anew.
 
     Raises UserError if run.json differs but must not be replaced, because the run would be lost.
     """
-    old_config, old_data = read_run(run_dir)
+    old_config, old_data, old_code = _read(run_dir)
     found = differences(old_config, config)
     changed = [f"{name} (was {a!r}, now {b!r})" for name, (a, b) in found.items()]
     if not changed and old_data.fingerprint != data.fingerprint:
         changed = [f"the data (was {old_data.fingerprint}, now {data.fingerprint})"]
+    if not found and old_code != code:
+        changed += [f"the code of {name}" for name in sorted(code) if code[name] != old_code.get(name)]
     if not changed or not _holds_other_than(run_dir, "run.json", "metrics.jsonl"):
         return not changed
-    if found.keys() == {"num_epochs"} and old_data.fingerprint == data.fingerprint:
+    if found.keys() == {"num_epochs"} and old_data.fingerprint == data.fingerprint and old_code == code:
         trained = max(steps(run_dir), default=0) / (data.num_train // config.batch_size)
         if config.num_epochs < trained:
             raise UserError(
@@ -204,16 +250,28 @@ def _is_same(run_dir: Path, config: Config, data: DataInfo) -> bool:
 def steps(run_dir: Path) -> list[int]:
     """The steps that have a checkpoint, damaged or not, in rising order."""
     folder = run_dir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in found if name.isdecimal() and name == str(int(name)))
+
+
+def _write_code(folder: Path, sources: dict[str, bytes]) -> None:
+    """Keep a copy of each file of code from outside in `folder`, and nothing else there."""
+    copies = {name: content for name, content in sources.items() if name.endswith(".py")}
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name not in copies:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, content in copies.items():
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / name, partial(Path.write_bytes, data=content))
 
 
 @contextmanager
-def _write_run(path: Path, config: Config, data: DataInfo) -> Iterator[None]:
+def _write_run(path: Path, config: Config, data: DataInfo, code: dict[str, str]) -> Iterator[None]:
     """Write run.json completely or not at all. It is locked within the block, since it replaces the locked file."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
-    run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions}
+    run = {"format": FORMAT, "config": to_json(config), "data": data._asdict(), "versions": versions, "code": code}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vae_jax.data.files import write_whole
+from vae_jax.run.metrics import NATS, names_in
 
 MAX_PIXELS = 2**27  # in one picture: few programs can open a larger one
 
@@ -44,10 +45,9 @@ def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0
     return canvas[..., 0] if channels == 1 else canvas
 
 
-def save_curves(
-    path: Path, records: list[dict[str, Any]], names: Sequence[str] = ("elbo", "log_likelihood", "kl")
-) -> None:
-    """Draw the metrics `names` of metrics.jsonl by epoch, one curve per split; by default the ELBO and its terms."""
+def save_curves(path: Path, records: list[dict[str, Any]], names: Sequence[str] = ()) -> None:
+    """Draw the metrics `names` of metrics.jsonl by epoch, one curve per split; by default all, or else the loss."""
+    names = names or names_in(records[-1] if records else {}) or ("loss",)
     figure, axes = _figure(len(names), (4 * len(names), 3.6))
     records = [r for r in records if all(isinstance(r.get(name), int | float) for name in ("epoch", *names))]
     records = [r for r in records if isinstance(r.get("split"), str)]
@@ -55,7 +55,7 @@ def save_curves(
         for split in sorted({record["split"] for record in records}):
             points = [(record["epoch"], record[name]) for record in records if record["split"] == split]
             axis.plot(*zip(*points, strict=True), label=split, marker="." if len(points) < 40 else None)
-        axis.set_title(f"{name} (nats)")
+        axis.set_title(f"{name} (nats)" if name in ("loss", *NATS) else name)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
     if records:

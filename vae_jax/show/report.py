@@ -84,7 +84,7 @@ def protocol(
             f"seed {summary['seed']}. "
         )
     text += f"Active units: latent dimensions whose posterior mean varies by more than {ACTIVE_VARIANCE}."
-    if config.prior != "standard_normal" or config.hierarchy or config.posterior == "flow":
+    if config.vae or config.prior != "standard_normal" or config.hierarchy or config.posterior == "flow":
         text += (
             " That threshold is a share of the variance of N(0, I): under a learned prior, and for upper latents, the "
             "scale is free and the count says little. The posterior mean of a flow or of an upper latent is a point in "
@@ -93,11 +93,11 @@ def protocol(
     if summary["selected_on"]:
         text += f" The checkpoint was chosen by its loss on the {summary['selected_on']} split"
         text += ", so that figures of that split flatter." if summary["selected_on"] == summary["split"] else "."
-    if config.likelihood == "bernoulli" and not ((examples.x == 0) | (examples.x == 1)).all():
+    if config.likelihood == "bernoulli" and not config.vae and not ((examples.x == 0) | (examples.x == 1)).all():
         text += (
             " Bernoulli of grey values is a cross-entropy, no likelihood of any data: compare with grey figures only."
         )
-    if config.posterior == "delta":
+    if config.posterior == "delta" and not config.vae:
         text += " A point posterior has no density: these are terms of a loss, not bounds."
     return text
 
@@ -121,8 +121,10 @@ def _curves(folder: Path, records: list[dict[str, Any]]) -> str:
         return webpage.text("The run was not evaluated while it was trained.")
     last = {record["split"]: record for record in records}
     charts = []
-    for name in ("loss", "log_likelihood", "kl"):
-        ends = ", ".join(f"{split} {record[name]:.4g}" for split, record in last.items() if record[name] is not None)
+    for name in ("loss", *(name for name in metrics.names_in(records[-1]) if name != "elbo")):
+        ends = ", ".join(
+            f"{split} {record[name]:.4g}" for split, record in last.items() if record.get(name) is not None
+        )
         draw = partial(pictures.save_curves, records=records, names=(name,))
         charts.append(_chart(folder, draw, f"{name} by epoch, at the end {ends}"))
     return webpage.row(charts)
