@@ -21,12 +21,22 @@ from vae_jax.names import make
 from vae_jax.objectives import elbo, negative_elbo, negative_iwae
 from vae_jax.optimizers import make_optimizer, make_schedules
 from vae_jax.update import Training
-from vae_jax.vae import Parts, join
+from vae_jax.vae import Parts, join, standardized
 from vae_jax.xla import compiling
 
 # The fields that decide what the parameters mean.
 MODEL_FIELDS = (
-    *("conditional", "vae", "vae_options", "network", "network_options", "hidden_sizes", "activation", "latent_dim"),
+    *(
+        "conditional",
+        "standardize",
+        "vae",
+        "vae_options",
+        "network",
+        "network_options",
+        "hidden_sizes",
+        "activation",
+        "latent_dim",
+    ),
     *("likelihood", "likelihood_options", "posterior", "posterior_options", "prior", "prior_options"),
     *("hierarchy", "hierarchy_options"),
 )
@@ -44,6 +54,8 @@ def make_vae(config: Config, data: DataInfo) -> VAE:
     variance sets the sigma of `gaussian_scalar`.
     """
     vae, code = _build(config, data), names.outside(config)
+    if data.scaling:
+        vae = standardized(vae, *(jnp.array(part, jnp.float32).reshape(data.shape) for part in data.scaling))
     if code:
         _check_traces(vae, config, data)
         return vae
@@ -181,6 +193,8 @@ def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
 
 def _prior(config: Config, latent_dim: int, *, encodes_x: bool = True) -> priors.Prior:
     prior = make(priors, priors.Prior, config.prior, latent_dim, **config.prior_options)
+    if prior.encodes and config.standardize:
+        raise UserError(f"prior {config.prior!r} needs data in [0, 1], and standardize is true. Choose another prior.")
     if prior.encodes and (config.conditional or config.posterior != "diagonal" or not encodes_x):
         raise UserError(
             f"prior {config.prior!r} needs conditional=false, posterior=diagonal and a top latent inferred from x "
@@ -205,6 +219,11 @@ def check_range(config: Config, value_range: tuple[float, float], shape: tuple[i
     """Raise UserError if data lies outside the range for which the likelihood, or random binarisation, is defined."""
     cause = "binarization" if config.binarization != "none" else "likelihood"
     likelihood = make_likelihood(config, shape)
+    if config.standardize and likelihood and (likelihood.support or likelihood.num_levels):
+        raise UserError(
+            f"standardize is true, and likelihood {config.likelihood!r} is of values in a range. Choose one of any "
+            "numbers, such as --config.likelihood=gaussian_scalar."
+        )
     support = (0.0, 1.0) if cause == "binarization" else likelihood and likelihood.support
     if support and not (support[0] <= value_range[0] and value_range[1] <= support[1]):
         raise UserError(

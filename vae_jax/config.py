@@ -39,6 +39,9 @@ class Config:
     binarization: str = _setting("none",
         "How grey pixels become black and white. none: they stay grey. dynamic: x ~ Bernoulli(x) is drawn anew at "
         "each step. static: it is drawn once.", ("none", "dynamic", "static"))
+    standardize: bool = _setting(False,
+        "The networks see each element of x with mean 0 and variance 1 over the training examples. Samples and figures "
+        "stay those of the data as given.")
     stream: bool = _setting(False,
         "Read the training examples from disk as they are needed, for a .npy file that is larger than memory.")
     conditional: bool = _setting(False, "Give the label to the encoder and the decoder.")

@@ -291,6 +291,29 @@ class Flow:
         return self.base.log_prob(u) + log_det
 
 
+@distribution
+class Affine:
+    """The distribution of x = shift + scale * u, elementwise, for u ~ base. Its log density holds -sum(log(scale))."""
+
+    base: Any
+    shift: Array  # [*event], the shape of one example
+    scale: Array  # [*event], positive
+
+    @property
+    def mean(self) -> Array:
+        return self._to_x(self.base.mean)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self._to_x(self.base.sample(key, sample_shape))
+
+    def log_prob(self, value: Array) -> Array:
+        u = (value - expand_like(self.shift, value)) / expand_like(self.scale, value)
+        return self.base.log_prob(u) - jnp.sum(jnp.log(self.scale))
+
+    def _to_x(self, u: Array) -> Array:
+        return expand_like(self.shift, u) + expand_like(self.scale, u) * u
+
+
 def expand_like(a: Array, b: Array) -> Array:
     """a with axes of size 1 in front, as many as b has more. JAX would add them silently, which hides mistakes."""
     return a if a.ndim >= b.ndim else a.reshape((1,) * (b.ndim - a.ndim) + a.shape)

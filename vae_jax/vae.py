@@ -8,6 +8,7 @@ from jax import Array
 
 from vae_jax import likelihoods, networks, posteriors, priors
 from vae_jax.core import VAE, Params, to_float
+from vae_jax.distributions import Affine, expand_like
 
 
 class Parts(NamedTuple):
@@ -61,6 +62,24 @@ def join(parts: Parts) -> VAE:
         return jax.tree.map(lambda a: a.astype(dtype), p)
 
     return VAE(init, encode, decode, prior_of)
+
+
+def standardized(vae: VAE, shift: Array, scale: Array) -> VAE:
+    """The VAE of x whose networks see u = (x - shift) / scale. shift, scale: [*shape], of one example.
+
+    p(x | z) is a density of x itself: log p(x | z) = log p(u | z) - sum(log(scale)). So samples, reconstructions and
+    all figures are of the data as given.
+    """
+
+    def to_u(x: Array) -> Array:
+        return (x - expand_like(shift, x)) / expand_like(scale, x)
+
+    return VAE(
+        lambda key, x: vae.init(key, to_u(to_float(x).astype(jnp.float32))),
+        lambda params, x, *context: vae.encode(params, to_u(x), *context),
+        lambda params, z, *context: Affine(vae.decode(params, z, *context), shift, scale),
+        vae.prior,
+    )
 
 
 def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, context_size: int) -> None:

@@ -17,6 +17,7 @@ from vae_jax.core import Examples, to_float
 from vae_jax.data import datasets
 from vae_jax.data.datasets import Dataset, Split
 from vae_jax.data.files import check_memory
+from vae_jax.data.scaling import Scaling, advise, measure
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
 
@@ -36,6 +37,7 @@ class DataInfo(NamedTuple):
     num_test: int
     fingerprint: str
     data_dir: str | None  # where tensorflow-datasets keeps its data, if that was given
+    scaling: Scaling | None = None  # of `standardize`: the mean and the standard deviation of each element of x
 
     @property
     def num_classes(self) -> int:
@@ -79,7 +81,13 @@ def load(
         validation_size=config.validation_size,
         stream=config.stream,
     )
+    if config.standardize and config.binarization != "none":
+        raise UserError(
+            f"standardize is true, and binarization {config.binarization!r} makes zeros and ones. Set one of them only."
+        )
     check_levels(dataset, config, num_levels(dataset.train.x.shape[1:]))
+    if not config.standardize:
+        advise(dataset)
     split = "validation" if dataset.validation else "test"
     data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)
@@ -97,6 +105,7 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
         len(dataset.test.x),
         dataset.fingerprint,
         None if data_dir is None else str(Path(data_dir).absolute()),
+        measure(dataset) if config.standardize else None,
     )
 
 

@@ -209,6 +209,11 @@ def _checked(data: DataInfo) -> DataInfo:
             raise ValueError(f"{name} is {getattr(data, name)}; expected at least 0")
     if not (isinstance(data.fingerprint, str) and isinstance(data.data_dir, str | None)):
         raise TypeError("fingerprint and data_dir are not text")
+    if data.scaling is not None:
+        shift, scale = (tuple(float(number) for number in part) for part in data.scaling)
+        if not (len(shift) == len(scale) == prod(shape) and all(map(isfinite, (*shift, *scale))) and min(scale) > 0):
+            raise ValueError(f"the scaling is not of {prod(shape)} numbers and as many positive ones")
+        data = data._replace(scaling=(shift, scale))
     return data._replace(shape=shape, classes=classes, range=(low, high))
 
 
@@ -317,10 +322,10 @@ def lost_error(
 ) -> UserError:
     """The error of a lost run, with advice. value_range: the range of its data. saved: whether it has a checkpoint."""
     advice = []
-    if max(map(abs, value_range)) > LARGE:
+    if max(map(abs, value_range)) > LARGE and not config.standardize:
         low, high = value_range
         advice.append(
-            f"The data goes from {low:g} to {high:g}. Save it standardised: (x - x.mean(0)) / x.std(0).clip(1e-6)."
+            f"The data goes from {low:g} to {high:g}. Give --config.standardize=true, with a likelihood of any numbers."
         )
     if guard.step:
         settings = [f"a learning rate below {config.learning_rate:g}"]

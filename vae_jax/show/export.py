@@ -18,6 +18,7 @@ from vae_jax import generate
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
 from vae_jax.data.inputs import show_classes
+from vae_jax.names import portable
 from vae_jax.run.arrays import named
 from vae_jax.run.checkpoints import Restored
 
@@ -114,7 +115,7 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 def _description(restored: Restored) -> dict[str, Any]:
     config, data, vae, params, step = restored
     return {
-        "config": to_json(config),
+        "config": to_json(portable(config)),
         "shape": data.shape,
         "range": data.range,
         "classes": data.classes,

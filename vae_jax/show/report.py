@@ -15,6 +15,7 @@ from vae_jax.config import Config, to_json
 from vae_jax.core import Examples, condition
 from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import ACTIVE_VARIANCE, Evaluation
+from vae_jax.names import portable
 from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures, views, webpage
@@ -209,7 +210,7 @@ def _chart(folder: Path, draw: Callable[[Path], None], caption: str) -> str:
 
 
 def _configuration(config: Config) -> str:
-    values, defaults = to_json(config), to_json(Config())
+    values, defaults = to_json(portable(config)), to_json(Config())
     changed = [value != defaults[name] for name, value in values.items()]
     shown, usual = ([v if isinstance(v, str) and v else json.dumps(v) for v in c.values()] for c in (values, defaults))
     rows = [(name, a, b * differs) for name, a, b, differs in zip(values, shown, usual, changed, strict=True)]

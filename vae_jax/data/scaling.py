@@ -1,0 +1,64 @@
+"""The mean and the spread of each element of the training examples, and advice where they are far from 0 and 1."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vae_jax import progress
+from vae_jax.data.datasets import Dataset
+from vae_jax.data.files import convert
+from vae_jax.errors import UserError
+
+MAX_ELEMENTS = 50_000  # run.json holds two numbers for each
+FAR = 1e3  # ratio of two standard deviations, and distance from 0 in the one of N(0, 1), that are worth a word
+_ROWS = 1000  # at a time
+
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each element of x
+
+
+def measure(dataset: Dataset) -> Scaling:
+    """The mean and the standard deviation of each element of x over the training examples, flat, in float32.
+
+    An element that never varies has the standard deviation 1. Raises UserError for too many elements.
+    """
+    size = int(np.prod(dataset.train.x.shape[1:]))
+    if size > MAX_ELEMENTS:
+        raise UserError(
+            f"standardize is true, and an example has {size} elements; expected at most {MAX_ELEMENTS}. Set "
+            "--config.standardize=false, and standardise the data yourself."
+        )
+    num, total, squares = dataset.num_train, np.zeros(size), np.zeros(size)
+    for x in _chunks(dataset):
+        total += x.sum(0)
+    mean = total / num
+    for x in _chunks(dataset):
+        squares += ((x - mean) ** 2).sum(0)
+    std = np.sqrt(squares / num)
+    # A sum of equal numbers has rounding errors, which are no spread.
+    std = np.where(std <= 1e-6 * np.abs(mean), 1.0, std)
+    std[std == 0] = 1.0
+    return tuple(mean.astype(np.float32).tolist()), tuple(std.astype(np.float32).tolist())
+
+
+def advise(dataset: Dataset) -> None:
+    """Say in one line if the columns of a table have scales that a Gaussian of sigma 1 and a network hardly learn."""
+    x = dataset.train.x
+    if x.ndim != 2 or x.dtype != np.float32:
+        return
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    least, most = float(min(std[std > 0], default=1)), float(max(std))
+    if most > FAR * least or most > FAR / 10 or float(max(abs(mean))) > FAR:
+        progress.say(
+            f"{dataset.name}: the columns have standard deviations from {least:.3g} to {most:.3g} and means from "
+            f"{min(mean):.3g} to {max(mean):.3g}. --config.standardize=true shows the networks 1 and 0."
+        )
+
+
+def _chunks(dataset: Dataset) -> Iterator[np.ndarray]:
+    """The training examples, as the model sees them, [n, D] in float64."""
+    if dataset.stream is None:
+        parts = (dataset.train.x[i : i + _ROWS] for i in range(0, len(dataset.train.x), _ROWS))
+    else:
+        parts = (convert(dataset.stream.rows.read(block[None])) for block in dataset.stream.blocks)
+    for x in parts:
+        yield (x / 255 if x.dtype == np.uint8 else x.astype(np.float64)).reshape(len(x), -1)
