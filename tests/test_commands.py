@@ -498,7 +498,7 @@ def test_a_conditional_vae_knows_the_classes_that_it_was_trained_on(vae, threes_
 def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run, train, tmp_path, refused, capsys):
     line = refused(main, ["evaluate", threes_and_sevens, "--data=digits", "--num_samples=1"])
     assert "digits has the labels 0, 1, 2, 4, 5, 6, 8, 9; the VAE knows the classes 3, 7" in line
-    x, label = datasets.load("digits").test
+    x, label, _ = datasets.load("digits").test
     np.savez(tmp_path / "few.npz", x=x[label < 5], y=label[label < 5])
     flags = "--data", tmp_path / "few.npz", "--num_samples=1"
     result = strict_json(vae("evaluate", conditional_run, *flags))
@@ -511,7 +511,7 @@ def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run,
 
 def test_labels_far_apart_take_no_square_of_memory(train, vae, tmp_path):
     """A one-hot matrix of all numbers up to the largest of them, or an identity matrix, would take 40 GB and more."""
-    x, label = datasets.load("digits").train
+    x, label, _ = datasets.load("digits").train
     np.savez(tmp_path / "data.npz", x=x[:200], y=np.array([7, 100_000, 2_000_000_000])[label[:200] % 3])
     run, fields = tmp_path / "run", {"dataset": tmp_path / "data.npz", "conditional": "true", "batch_size": 20}
     train(run, **fields, num_epochs=1)

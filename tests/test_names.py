@@ -94,7 +94,7 @@ class Pair(eqx.Module):
 
 def make_vae(data, width=8):
     """A whole VAE of Equinox modules, of a label too if there are classes."""
-    (size, classes), latent = (data.shape[0] * data.shape[1], data.num_classes), 2
+    (size, classes), latent = (data.shape[0] * data.shape[1], data.context_size), 2
     make = lambda key: Pair(  # noqa: E731
         eqx.nn.MLP(size + classes, 2 * latent, width, 1, key=key),
         eqx.nn.MLP(latent + classes, size, width, 1, key=jax.random.fold_in(key, 1)),

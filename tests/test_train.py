@@ -109,6 +109,8 @@ def test_run_directory_describes_itself(digits_run):
         "num_test": 297,
         "fingerprint": dataset.fingerprint,
         "data_dir": found and os.path.abspath(found),
+        "num_covariates": 0,
+        "scaling": None,
     }
     assert run["versions"]["jax"] == jax.__version__ and run["versions"]["python"] == sys.version.split()[0]
 

@@ -27,13 +27,13 @@ def parse(argv: list[str]) -> Namespace:
         console.add_cache_flag(sub)
         return sub
 
-    def data_flags(sub: console.Parser) -> None:
+    def data_flags(sub: console.Parser, what: str = "A data set, file or folder") -> None:
         sub.add_argument(
             "--data",
             metavar="NAME",
             help=(
-                "A data set, file or folder. Default: the data that the VAE was trained on. A file or folder without "
-                "splits of its own is taken whole, in its order."
+                f"{what}. Default: the data that the VAE was trained on. A file or folder without splits of its own "
+                "is taken whole, in its order."
             ),
         )
         sub.add_argument("--data_dir", metavar="DIR", help="Where tensorflow-datasets keeps its data.")
@@ -50,6 +50,7 @@ def parse(argv: list[str]) -> Namespace:
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
     sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
     sub.add_argument("--label", type=console.natural, help="Label, for a conditional VAE. Default: all in turn.")
+    data_flags(sub, "The data whose covariates the samples take in turn")
 
     for name, text, num in (
         ("reconstruct", "Pictures of inputs and, under each one, its reconstruction.", 48),
@@ -72,6 +73,7 @@ def parse(argv: list[str]) -> Namespace:
     )
     sub.add_argument("--gaussian", action="store_true", help="Place the points at the quantiles of N(0, 1) instead.")
     sub.add_argument("--label", type=console.natural, help="The label, for a conditional VAE. Default: the first one.")
+    data_flags(sub, "The data whose first covariates are taken")
 
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
     data_flags(sub)

@@ -28,6 +28,7 @@ from vae_jax.xla import compiling
 MODEL_FIELDS = (
     *(
         "conditional",
+        "context",
         "standardize",
         "vae",
         "vae_options",
@@ -102,7 +103,7 @@ def check_objective(config: Config, vae: VAE, data: DataInfo) -> None:
 def _eval_shape(function: Callable[..., Any], vae: VAE, config: Config, data: DataInfo) -> Any:
     """The shapes that function(params, key, x, vae) gives for two examples."""
     params, x = abstract_params(vae, data), jax.ShapeDtypeStruct((2, *data.shape), "float32")
-    context = jax.ShapeDtypeStruct((2, data.num_classes), "float32") if config.conditional else None
+    context = jax.ShapeDtypeStruct((2, data.context_size), "float32") if config.conditional else None
     call = lambda params, key, x, c: function(params, key, x, condition(vae, c))  # noqa: E731
     return jax.eval_shape(call, params, jax.random.key(0), x, context)
 
@@ -111,7 +112,7 @@ def without_effect(config: Config) -> list[str]:
     """The fields that differ from their defaults and that the code from outside does not take."""
     changed = {name for name in MODEL_FIELDS if getattr(config, name) != getattr(Config(), name)}
     if config.vae:
-        return sorted(changed - {"conditional", "vae", "vae_options"})
+        return sorted(changed - {"conditional", "standardize", "vae", "vae_options"})
     if ":" not in config.network:
         return []
     taken = names.accepted(names.find(config.network), 3)
@@ -130,11 +131,15 @@ def evaluation_options(config: Config) -> dict[str, Any]:
 
 def _build(config: Config, data: DataInfo) -> VAE:
     shape, latent_dim = data.shape, config.latent_dim
-    if config.conditional and not data.num_classes:
+    if config.conditional and not data.context_size:
         raise UserError("conditional is true but the data has no labels. Give some or set --config.conditional=false.")
+    if config.context != "both" and (config.hierarchy or not config.conditional):
+        raise UserError(
+            f"context is {config.context!r}, for a conditional VAE without a hierarchy. Set --config.context=both."
+        )
     if config.batch_size > data.num_train:
         raise UserError(f"batch_size is {config.batch_size}; expected at most the {data.num_train} training examples.")
-    context_size = data.num_classes if config.conditional else 0
+    context_size = data.context_size if config.conditional else 0
     check_range(config, data.range, shape)
     if config.vae:
         with names.explained(config.vae):
@@ -151,8 +156,8 @@ def _build(config: Config, data: DataInfo) -> VAE:
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        prior = _prior(config, latent_dim)
-        return join(Parts(shape, *network[:2], posterior, likelihood, prior, latent_dim, context_size, output_bias))
+        parts = Parts(shape, *network[:2], posterior, likelihood, _prior(config, latent_dim), latent_dim)
+        return join(parts._replace(context_size=context_size, output_bias=output_bias, read_by=config.context))
 
     top = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
     top_posterior, middle = _posterior(config, top.latent_dim), likelihoods.gaussian_pixel((latent_dim,))

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vae_jax.errors import MAX_LAYERS, UserError
 
 MAX_WHOLE = 2**32 - 1  # the largest seed of jax.random
 MAX_STEPS = 2**31 - 1  # an int32 counts the steps
 MAX_FLOAT = 3.4e38  # the limit of float32, beyond which a number becomes infinite
+
+
+Conditional = bool | Literal["covariates"]
 
 
 def _setting(default: Any, doc: str, choices: tuple[str, ...] = (), least: int = 0, most: int = MAX_WHOLE) -> Any:
@@ -44,7 +47,9 @@ class Config:
         "stay those of the data as given.")
     stream: bool = _setting(False,
         "Read the training examples from disk as they are needed, for a .npy file that is larger than memory.")
-    conditional: bool = _setting(False, "Give the label to the encoder and the decoder.")
+    conditional: Conditional = _setting(False,
+        "Give the label to the encoder and the decoder. covariates: give them the numbers c of each example instead.")
+    context: str = _setting("both", "Which networks get the label or the covariates.", ("both", "encoder", "decoder"))
     vae: str = _setting("",
         "A whole VAE of your own, in place of the fields from network to output_bias: FILE.py:FUNCTION or "
         "MODULE:FUNCTION, called as FUNCTION(data, **vae_options). So may network, likelihood, posterior, prior, "
@@ -197,8 +202,9 @@ def from_json(values: dict[str, Any]) -> Config:
 def parse(name: str, text: str, kind: Any) -> Any:
     """`text` as a value of type `kind`. Raises UserError if that is impossible; `name` is for the message."""
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind in (bool, Conditional):
+            words = {"true": True, "1": True, "false": False, "0": False}
+            return (words | {"covariates": "covariates"} if kind == Conditional else words)[text.lower()]
         if kind in (int, float, str):
             return kind(text)
         if get_origin(kind) is tuple:
@@ -225,7 +231,9 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         value = float(value) if abs(value) <= MAX_FLOAT else inf
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(name, item, get_args(kind)[0]) for item in value)
-    expected = get_origin(kind) or kind
+    if kind == Conditional and value == "covariates":
+        return value
+    expected = bool if kind == Conditional else get_origin(kind) or kind
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise UserError(f"{name} is {value!r}; expected {_describe(kind)}.")
     if expected is float and not isfinite(value):
@@ -267,5 +275,6 @@ def _check_options(name: str, value: Any) -> None:
 def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "whole numbers separated by commas"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names |= {Conditional: "true, false or covariates"}
     return names.get(kind, "a JSON object such as '{\"name\": 1}'")

@@ -79,18 +79,18 @@ def sample_flat(params: Params, key: Array, vae: VAE, num: int) -> Samples:
     return drawn._replace(z=flat(drawn.z))
 
 
-def samples_per_call(params: Params, vae: VAE, num_classes: int = 0) -> int:
+def samples_per_call(params: Params, vae: VAE, context_size: int = 0) -> int:
     """How many samples one call should draw, so that the memory does not grow with the number of samples in all.
 
-    num_classes: the number of classes whose labels `vae` takes as its context; 0 if it takes none.
+    context_size: how many numbers `vae` takes as the context of an example; 0 if it takes none.
     """
-    own = condition(vae, jnp.zeros((1, num_classes), jnp.float32) if num_classes else None)
+    own = condition(vae, jnp.zeros((1, context_size), jnp.float32) if context_size else None)
 
     def one(params: Params) -> tuple[Any, Any]:
         z = vae.prior(params).sample(jax.random.key(0), (1,))
         return z, own.decode(params, z)
 
-    values = num_classes + sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, params)))
+    values = context_size + sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, params)))
     return max(1, min(MAX_CHUNK, CHUNK_VALUES // values))
 
 

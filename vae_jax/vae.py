@@ -23,6 +23,7 @@ class Parts(NamedTuple):
     latent_dim: int
     context_size: int = 0
     output_bias: networks.OutputBias | None = None  # how the decoder's last bias begins at the average of the examples
+    read_by: str = "both"  # which networks read the context: both, encoder or decoder
 
 
 def join(parts: Parts) -> VAE:
@@ -31,15 +32,21 @@ def join(parts: Parts) -> VAE:
     While JAX traces them, `encode` and `decode` raise a ValueError for inputs of another shape or type, and for a
     missing or unexpected context.
     """
-    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size, output_bias = parts
+    shape, encoder, decoder, posterior, likelihood, prior, latent_dim, context_size, output_bias, read_by = parts
+
+    def encoder_context(context: Array | None) -> Array | None:
+        return None if read_by == "decoder" else context
+
+    def decoder_context(context: Array | None) -> Array | None:
+        return None if read_by == "encoder" else context
 
     def init(key: Array, x: Array) -> Params:
         x = to_float(x).astype(jnp.float32)
         keys = jax.random.split(key, 4)
         context = jnp.zeros((1, context_size)) if context_size else None
         params = {
-            "encoder": encoder.init(keys[0], x[:1], context),
-            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), context),
+            "encoder": encoder.init(keys[0], x[:1], encoder_context(context)),
+            "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), decoder_context(context)),
             "posterior": posterior.init(keys[2]),
             "likelihood": likelihood.init(x),
             "prior": prior.init(keys[3], x),
@@ -50,11 +57,11 @@ def join(parts: Parts) -> VAE:
 
     def encode(params: Params, x: Array, context: Array | None = None):
         _check_input(x, shape, context, context_size)
-        return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, context))
+        return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, encoder_context(context)))
 
     def decode(params: Params, z: Array, context: Array | None = None):
         _check_input(z, (latent_dim,), context, context_size)
-        return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, context))
+        return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, decoder_context(context)))
 
     def prior_of(params: Params):
         p = prior.build(params["prior"], lambda x: encode(params, x))
@@ -91,5 +98,5 @@ def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, contex
     if got != context_size:
         raise ValueError(
             f"the network got a context of {got} numbers; expected {context_size}. A conditional VAE takes the one-hot "
-            "label of each example as context, [B, C]: vae_jax.condition(vae, context)."
+            "label of each example, or its covariates, as context, [B, C]: vae_jax.condition(vae, context)."
         )

@@ -1,14 +1,16 @@
 """The commands of `python -m vae_jax`. Each command is a function of its flags."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from math import log, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from vae_jax import build, generate, progress
 from vae_jax.cli.examples import load as examples_of
@@ -41,16 +43,15 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an
 
 def sample(options: Namespace) -> str:
     _, data, vae, params, _ = restored = _load(options)
-    _condition_on_label(restored, options.label, 1)  # refuses a wrong label
-    num, classes = options.num, data.num_classes
-    size = min(num, generate.samples_per_call(params, vae, classes))
+    num, contexts = options.num, _contexts(options, restored)
+    size = min(num, generate.samples_per_call(params, vae, data.context_size))
 
     @jax.jit
     def compiled(params, key, start):
-        return generate.sample_flat(params, key, _condition_on_label(restored, options.label, size, start), size)
+        return generate.sample_flat(params, key, _in_turn(vae, contexts, size, start), size)
 
     def draw(key, start):
-        return compiled(params, key, np.int32(start % max(1, classes)))
+        return compiled(params, key, np.int32(start % (contexts.num if contexts else 1)))
 
     def chunks():
         with progress.bar(total=num, unit="sample", delay=2) as bar:
@@ -119,7 +120,7 @@ def manifold(options: Namespace) -> str:
         raise UserError(
             f"A manifold needs a latent of 2 dimensions; {options.run_dir} has {has}. Use traverse instead."
         )
-    vae = _condition_on_label(restored, options.label, 1)
+    vae = _in_turn(restored.vae, _contexts(options, restored), 1)
     _check_pixels(options.num**2, restored.data.shape, "fewer with --num")
     return _write(
         options.out,
@@ -244,17 +245,37 @@ def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint, trust=options.trust)
 
 
-def _condition_on_label(restored: Restored, label: int | None, num: int, start: Any = 0) -> VAE:
-    """Condition the VAE on one label, or on all classes in turn from class `start` on, for `num` latents."""
-    if not restored.config.conditional:
-        if label is not None:
-            raise UserError("--label needs a conditional VAE; this one was trained with conditional=False.")
-        return restored.vae
-    classes, number = restored.data.classes, restored.data.num_classes
-    if label is not None and label not in classes:
-        raise UserError(f"--label is {label}; the VAE knows {inputs.show_classes(classes)}. Choose one of them.")
-    index = (start + jnp.arange(num)) % number if label is None else jnp.full(num, classes.index(label))
-    return condition(restored.vae, jax.nn.one_hot(index, number, dtype=jnp.float32))
+class Contexts(NamedTuple):
+    """The contexts that samples take in turn."""
+
+    num: int
+    of: Callable[[Array], Array]  # their numbers, [N] -> [N, C]
+
+
+def _contexts(options: Namespace, restored: Restored) -> Contexts | None:
+    """All labels, or the one of --label, or the covariates of a split; None for an unconditional VAE."""
+    conditional, classes = restored.config.conditional, restored.data.classes
+    if options.label is not None and conditional is not True:
+        raise UserError(f"--label needs a conditional VAE with labels; this one has conditional={conditional}.")
+    if conditional == "covariates":
+        rows: Any = examples_of(options, restored)[0].context
+        return Contexts(len(rows), lambda i: rows[i])
+    if options.data or options.split or options.data_dir:
+        raise UserError(
+            f"--data and --split are for a VAE with covariates; this one has conditional={conditional}. Leave them out."
+        )
+    if not conditional:
+        return None
+    if options.label is not None and options.label not in classes:
+        known = inputs.show_classes(classes)
+        raise UserError(f"--label is {options.label}; the VAE knows {known}. Choose one of them.")
+    first, num = (0, len(classes)) if options.label is None else (classes.index(options.label), 1)
+    return Contexts(num, lambda i: jax.nn.one_hot(first + i, len(classes), dtype=jnp.float32))
+
+
+def _in_turn(vae: VAE, contexts: Contexts | None, num: int, start: Any = 0) -> VAE:
+    """The VAE of `num` latents with the contexts in turn, from number `start` on."""
+    return vae if contexts is None else condition(vae, contexts.of((start + jnp.arange(num)) % contexts.num))
 
 
 def _check_pixels(num: int, shape: tuple[int, ...], instead: str) -> None:

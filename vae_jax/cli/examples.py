@@ -44,7 +44,12 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> tu
     inputs.check_levels(dataset, config, build.num_levels(config, shape))
     examples = inputs.evaluation_examples(dataset, split, config, data.classes)
     label = getattr(dataset, split).label
-    if config.conditional and label is None:
+    given = 0 if examples.context is None else examples.context.shape[1]
+    if config.conditional == "covariates" and given != data.num_covariates:
+        raise UserError(
+            f"{dataset.name} has {given} covariates; the VAE was trained on {data.num_covariates}. Give as many."
+        )
+    if config.conditional is True and label is None:
         known = inputs.show_classes(data.classes)
         raise UserError(f"The VAE is conditional on {known}, and {dataset.name} has no labels. Give data with labels.")
     if config.classes and label is not None and not set(np.unique(label).tolist()) <= set(config.classes):

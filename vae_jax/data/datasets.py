@@ -22,8 +22,10 @@ import numpy as np
 from vae_jax.data.files import (
     READERS,
     as_images,
+    check_finite,
     check_layout,
     log_integers,
+    not_finite,
     open_rows,
     permutation,
     read_npz,
@@ -38,10 +40,11 @@ NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 
 
 class Split(NamedTuple):
-    """The examples of one split, with their labels if the data set has labels."""
+    """The examples of one split, with their labels and covariates if the data set has them."""
 
     x: np.ndarray  # [N, H, W, C] or [N, D]; float32, or uint8 where the byte v stands for v/255
     label: np.ndarray | None  # int32, [N]
+    c: np.ndarray | None = None  # covariates, float32, [N, C]
 
 
 class Dataset(NamedTuple):
@@ -67,7 +70,7 @@ class Dataset(NamedTuple):
             return self.stream.fingerprint
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            for array in (None, None) if split is None else split:
+            for array in (None, None) if split is None else split if split.c is not None else split[:2]:
                 digest.update(b"none" if array is None else f"{array.shape}{array.dtype.str}".encode())
                 if array is not None:
                     digest.update(np.ascontiguousarray(array).data)
@@ -87,7 +90,8 @@ def load(
     name: one of
       `digits`: scikit-learn's 8x8 digits, float32 in [0, 1]; 1,500 train and 297 test, by a fixed permutation;
       `mnist`, `fashion_mnist`, `kmnist`: their own 60,000 train and 10,000 test images, uint8;
-      a `.npy` file with x; an `.npz` file with x (and y), or with x_train and x_test (and y_train and y_test);
+      a `.npy` file with x; an `.npz` file with x (and y, c), or with x_train and x_test (and y_train, y_test, c_train,
+        c_test), where c are covariates, numbers of shape [N, C];
       a folder of .png, .jpg and .jpeg files, all of one size, taken in the order of their names. Hidden files,
         sub-folders and other files are ignored. If all images are grey, C is 1; otherwise they become RGB. Each image
         is turned as its EXIF data says, and transparent parts are drawn over white.
@@ -132,7 +136,14 @@ def load_whole(name: str | os.PathLike[str]) -> Split | None:
     if path.is_dir():
         return _part({"x": read_folder(path)}, "", repr(os.fspath(name)))
     arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
-    return _part(arrays, "", repr(os.fspath(name))) if arrays.keys() in ({"x"}, {"x", "y"}) else None
+    return _part(arrays, "", repr(os.fspath(name))) if _named(arrays, "") else None
+
+
+def _named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
+    """Whether arrays are x, and perhaps y and c, with each of the suffixes and nothing else."""
+    kinds = {name.partition("_")[0] for name in arrays}
+    full = {kind + suffix for kind in kinds for suffix in suffixes}
+    return {"x"} <= kinds <= {"x", "y", "c"} and arrays.keys() == full
 
 
 def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split]:
@@ -173,7 +184,7 @@ def _streamed(name: str, classes: Iterable[int], validation_size: int) -> Datase
 
 
 def _take(split: Split, index: np.ndarray) -> Split:
-    return Split(split.x[index], None if split.label is None else split.label[index])
+    return Split(split.x[index], *(None if array is None else array[index] for array in split[1:]))
 
 
 def _only_classes(name: str, splits: tuple[Split, Split], classes: Iterable[int]) -> tuple[Split, Split]:
@@ -232,10 +243,25 @@ def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
     return y.astype(np.int32)
 
 
+def _as_covariates(c: np.ndarray, n: int, source: str) -> np.ndarray:
+    c = c[:, None] if c.ndim == 1 else c
+    if c.dtype.kind not in "buif" or c.ndim != 2 or len(c) != n or not c.shape[1]:
+        raise UserError(f"{source} holds {c.dtype} of shape {c.shape}; expected numbers of shape ({n}, C).")
+    with np.errstate(over="ignore"):
+        c = c.astype(np.float32)
+    check_finite(*not_finite(c), 2, source)
+    return c
+
+
 def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
     stored, y = arrays[f"x{suffix}"], arrays.get(f"y{suffix}")
     x = as_images(stored, f"x{suffix} of {source}")
-    split = Split(x, None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"))
+    c = arrays.get(f"c{suffix}")
+    split = Split(
+        x,
+        None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"),
+        None if c is None else _as_covariates(c, len(x), f"c{suffix} of {source}"),
+    )
     if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
         log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, f"x{suffix} of {source}")
     return split
@@ -244,13 +270,13 @@ def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
 def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
     """Return the train and test splits of arrays that are named as the docstring of `load` says."""
 
-    if arrays.keys() in ({"x"}, {"x", "y"}):
+    if _named(arrays, ""):
         whole = _part(arrays, "", source)
         n = len(whole.x)
         _check_num(n, source)
         order, cut = permutation(n), n - max(1, n // 10)
         return _take(whole, order[:cut]), _take(whole, order[cut:])
-    if arrays.keys() in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
+    if _named(arrays, "_train", "_test"):
         train, test = _part(arrays, "_train", source), _part(arrays, "_test", source)
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise UserError(
@@ -260,8 +286,8 @@ def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
         return train, test
     advice = "Type np.savez(FILE, x=a, y=b) instead of np.savez(FILE, a, b)." if "arr_0" in arrays else "Rename them."
     raise UserError(
-        f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y), or x_train and x_test "
-        f"(and y_train and y_test). {advice}"
+        f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y, c), or x_train and x_test "
+        f"(and y_train, y_test, c_train, c_test). {advice}"
     )
 
 

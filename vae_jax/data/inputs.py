@@ -37,11 +37,13 @@ class DataInfo(NamedTuple):
     num_test: int
     fingerprint: str
     data_dir: str | None  # where tensorflow-datasets keeps its data, if that was given
+    num_covariates: int = 0  # C, of the covariates that a conditional VAE takes in place of labels
     scaling: Scaling | None = None  # of `standardize`: the mean and the standard deviation of each element of x
 
     @property
-    def num_classes(self) -> int:
-        return len(self.classes)
+    def context_size(self) -> int:
+        """How many numbers the context of an example has: one per class or covariate, 0 without a context."""
+        return len(self.classes) or self.num_covariates
 
 
 class Inputs(NamedTuple):
@@ -98,13 +100,14 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
     x, validation = dataset.train.x, dataset.validation
     return DataInfo(
         x.shape[1:],
-        classes_of(dataset) if config.conditional else (),
+        classes_of(dataset) if config.conditional is True else (),
         value_range(dataset),
         dataset.num_train,
         0 if validation is None else len(validation.x),
         len(dataset.test.x),
         dataset.fingerprint,
         None if data_dir is None else str(Path(data_dir).absolute()),
+        0 if config.conditional != "covariates" else _covariates(dataset, dataset.train).shape[1],
         measure(dataset) if config.standardize else None,
     )
 
@@ -216,6 +219,8 @@ def binarize(key: Array, x: Array) -> Array:
 
 
 def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int, ...]) -> Array | None:
+    if config.conditional == "covariates":
+        return jax.device_put(_covariates(dataset, split))
     if not config.conditional or split.label is None:
         return None
     try:
@@ -232,6 +237,15 @@ def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int,
         )
     index = np.searchsorted(np.array(classes), split.label)
     return jax.nn.one_hot(jax.device_put(index), len(classes), dtype=jnp.float32)
+
+
+def _covariates(dataset: Dataset, split: Split) -> np.ndarray:
+    if split.c is None:
+        raise UserError(
+            f"conditional is covariates, and {dataset.name} has none. Give an .npz file with c, [N, C], beside x, or "
+            "set --config.conditional=false."
+        )
+    return split.c
 
 
 def show_classes(classes: tuple[int, ...]) -> str:

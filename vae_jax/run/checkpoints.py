@@ -183,6 +183,8 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
         found["the shape of an example"] = source_data.shape, data.shape
     elif source_data.classes != data.classes:
         found["the classes"] = inputs.show_classes(source_data.classes), inputs.show_classes(data.classes)
+    elif source_data.num_covariates != data.num_covariates:
+        found["the covariates of an example"] = source_data.num_covariates, data.num_covariates
     if found:
         listed = ", ".join(f"{name} (there {a!r}, here {b!r})" for name, (a, b) in found.items())
         raise UserError(f"init_from is {config.init_from}, a run of another model: {listed}. Set the same here.")

@@ -204,7 +204,7 @@ def _checked(data: DataInfo) -> DataInfo:
     classes = tuple(operator.index(label) for label in data.classes)
     if list(classes) != sorted(set(classes)):
         raise ValueError(f"the classes {str(classes)[:200]}; expected different whole numbers in rising order")
-    for name in ("num_train", "num_validation", "num_test"):
+    for name in ("num_train", "num_validation", "num_test", "num_covariates"):
         if not 0 <= operator.index(getattr(data, name)) <= MAX_WHOLE:
             raise ValueError(f"{name} is {getattr(data, name)}; expected at least 0")
     if not (isinstance(data.fingerprint, str) and isinstance(data.data_dir, str | None)):

@@ -52,13 +52,15 @@ def functions(restored: Restored) -> dict[str, Exported]:
 
     sample(weights, key, label) and encode(weights, x, label) return what the commands sample and encode write.
     decode(weights, z, label) returns E[x | z]. weights: the parameters as `named` returns them. label: [N], int32, the
-    index of each label in the classes; without classes only its length matters.
+    index of each label in the classes; without classes only its length matters. With covariates they take its place,
+    [N, C], float32.
     """
     _, data, vae, params, _ = restored
     names, structure, latent = list(named(params)), jax.tree.structure(params), _latent(restored)
 
     def unpack(weights: dict[str, Array], label: Array) -> tuple[Any, VAE]:
-        context = jax.nn.one_hot(label, data.num_classes, dtype="float32") if data.classes else None
+        classes = jax.nn.one_hot(label, len(data.classes), dtype="float32") if data.classes else None
+        context = label if data.num_covariates else classes
         return jax.tree.unflatten(structure, [weights[name] for name in names]), condition(vae, context)
 
     def sample(weights: dict[str, Array], key: Array, label: Array) -> dict[str, Array]:
@@ -78,6 +80,8 @@ def functions(restored: Restored) -> dict[str, Exported]:
     x = jax.ShapeDtypeStruct((num, *data.shape), "float32")
     z = jax.ShapeDtypeStruct((num, sum(leaf.size for leaf in jax.tree.leaves(latent))), "float32")
     label = jax.ShapeDtypeStruct((num,), "int32")
+    if data.num_covariates:
+        label = jax.ShapeDtypeStruct((num, data.num_covariates), "float32")
     with _no_locations():
         return {
             function.__name__: export.export(jax.jit(function), platforms=PLATFORMS)(weights, given, label)
@@ -119,7 +123,8 @@ def _description(restored: Restored) -> dict[str, Any]:
         "shape": data.shape,
         "range": data.range,
         "classes": data.classes,
-        "chunk_size": generate.samples_per_call(params, vae, data.num_classes),
+        "num_covariates": data.num_covariates,
+        "chunk_size": generate.samples_per_call(params, vae, data.context_size),
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
         "fingerprint": data.fingerprint,
         "prng": jax.random.key_impl(jax.random.key(0)),

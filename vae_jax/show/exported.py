@@ -16,7 +16,8 @@ from jax import export
 def sample(key, num, label=None):
     """Draw z ~ p(z), mean = E[x | z] and x ~ p(x | z), [num, ...] each, in a dict. key: a JAX key or a seed.
 
-    label: for a VAE with classes, a label of the data or [num] labels; by default all labels in turn.
+    label: for a VAE with classes, a label of the data or [num] labels; by default all labels in turn. For a VAE with
+    covariates, those of one example, [C], or of all, [num, C].
     """
     prng = _config()["prng"]
     key = key if isinstance(key, jax.Array) else jax.random.key(key, impl=prng)
@@ -28,7 +29,10 @@ def sample(key, num, label=None):
     labels, size = _labels(label, num), _config()["chunk_size"]
     if num <= size:
         return _function("sample")(_weights(), key, labels)
-    labels, chunks = np.resize(labels, -(-num // size) * size), []  # full chunks, cut to num at the end
+    labels, chunks = (
+        np.resize(labels, (-(-num // size) * size, *labels.shape[1:])),
+        [],
+    )  # full chunks, cut to num at the end
     for i in range(0, len(labels) // size):
         own = key if i == 0 else jax.random.fold_in(key, i)
         chunk = _function("sample")(_weights(), own, labels[i * size : (i + 1) * size])
@@ -48,8 +52,12 @@ def decode(z, label=None):
 
 
 def _labels(label, num):
-    """The index of each label in the classes, [num]."""
-    classes = _classes()
+    """The index of each label in the classes, [num], or the covariates, [num, C]."""
+    classes, covariates = _classes(), _config()["num_covariates"]
+    if covariates:
+        if label is None or np.shape(label)[-1:] != (covariates,):
+            raise ValueError(f"label has shape {np.shape(label)}; expected the covariates, [{num}, {covariates}].")
+        return np.array(np.broadcast_to(np.asarray(label, np.float32), (num, covariates)))
     if label is None and not classes:
         return np.zeros(num, np.int32)  # only the length matters
     labels = np.broadcast_to(np.asarray(-1 if label is None else label), (num,))

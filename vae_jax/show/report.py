@@ -71,7 +71,8 @@ def protocol(
     config: Config, examples: Examples, summary: dict[str, Any], limit: int | None = None, dataset: str | None = None
 ) -> str:
     """Describe in words how the figures were measured. Without this, they cannot be compared with other figures."""
-    log_px = "log p(x | label)" if config.conditional else "log p(x)"
+    given = {True: " | label", "covariates": " | covariates"}.get(config.conditional, "")
+    log_px = f"log p(x{given})"
     binarised = f"binarised once with seed {summary['binarization_seed']}, {config.binarization} in training"
     binarised = "not binarised" if config.binarization == "none" else binarised
     split = "" if summary["split"] == "all" else f"the {summary['split']} split of "
@@ -138,7 +139,9 @@ def _reconstructions(folder: Path, split: str) -> str:
 
 
 def _samples(folder: Path, config: Config) -> str:
-    caption = f"E[x | z] at samples z of the prior{', all classes in turn' * config.conditional}."
+    each = {True: ", all classes in turn", "covariates": ", the covariates of the split in turn"}
+    turns = each.get(config.conditional, "")
+    caption = f"E[x | z] at samples z of the prior{turns}."
     return webpage.pixels(folder / "samples.png", caption)
 
 

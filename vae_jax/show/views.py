@@ -48,8 +48,11 @@ def draw_run(
     folder.mkdir(exist_ok=True)
     few = jax.tree.map(lambda a: a[:48], held_out)
     reconstructions(folder / "reconstructions.png", vae, params, few, data.range)
-    classes = data.num_classes
-    context = None if held_out.context is None else jax.nn.one_hot(jnp.arange(64) % classes, classes, dtype=jnp.float32)
+    context, index = held_out.context, jnp.arange(64)
+    if data.classes:
+        context = jax.nn.one_hot(index % len(data.classes), len(data.classes), dtype=jnp.float32)
+    elif context is not None:
+        context = context[index % len(context)]
     own = condition(vae, context)
     drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(seed))
     samples(folder / "samples.png", drawn.mean, data.range)
