@@ -165,7 +165,7 @@ DATA = {
     "no example": (saved("x.npy", np.zeros((0, 4))), ["has shape (0, 4)"]),
     "one example": (saved("x.npy", np.zeros((1, 4))), ["holds one example"]),
     "not a number": (saved("x.npy", np.full((9, 4), np.nan)), ["holds NaN", "36; the first in row 0, column 0"]),
-    "channels first": (saved("x.npy", np.zeros((9, 4, 64, 64))), ["channels first", "Save x.transpose(0, 2, 3, 1)"]),
+    "channels first or last": (saved("x.npy", np.zeros((9, 4, 64, 3))), ["first or last", "--config.layout=nchw or"]),
     "counts": (saved("x.npy", np.full((9, 300), 178)), ["is a table of int64 from 178 to 178", "Save it as float32"]),
     "empty folder": (texts({}), ["holds no file ending in"]),
     "folder of text": (texts({"a.txt": b"a"}), ["holds no file ending in"]),

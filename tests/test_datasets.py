@@ -241,24 +241,42 @@ def test_refused_arrays(tmp_path, value, says):
     assert says in message and "a.npy" in message
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(1, 28, 28), (2, 28, 28), (3, 5, 5), (4, 64, 64), (1, 131, 2), (3, 2, 8), (1, 9, 1), (2, 3, 5)]
-)
-def test_channels_first_is_refused_and_the_advice_works(tmp_path, shape, stream):
-    x = np.random.default_rng(0).random((3, *shape))
-    np.save(tmp_path / "a.npy", x)
-    message = error(tmp_path / "a.npy", stream=stream)
-    assert "a.npy' has shape" in message and "channels first" in message
-    assert ("x.transpose(0, 2, 3, 1)" in message) == (shape[1] > 4)
-    advice = re.findall(r"x\.transpose\([^)]*\)|x\.reshape\(len\(x\), -1\)|x\[\.\.\., 0\]", message)
-    assert len(advice) == 1 + (shape[1] > 4)
-    for expression in advice:
-        np.save(tmp_path / "b.npy", np.ascontiguousarray(eval(expression, {"x": x, "len": len})))
-        assert datasets.load(tmp_path / "b.npy", stream=stream).train.x[0].size == x[0].size
+FIRST = [(1, 28, 28), (2, 28, 28), (3, 5, 5), (4, 64, 64)]
+UNCLEAR = [(1, 131, 2), (3, 2, 8), (1, 9, 1), (2, 3, 5), (4, 300, 3)]
+
+
+@pytest.mark.parametrize("shape", FIRST)
+def test_channels_first_are_recognised_where_they_cannot_be_meant_otherwise(tmp_path, shape, capsys):
+    x = np.random.default_rng(0).random((3, *shape)).astype(np.float32)
     np.savez(tmp_path / "a.npz", x_train=x, x_test=x)
-    message = error(tmp_path / "a.npz")
-    assert "x_train of" in message and "channels first" in message
+    np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz").train.x, x.transpose(0, 2, 3, 1))
+    assert f"the shape {x.shape} is taken as channels first" in capsys.readouterr().err
+    np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz", layout="nchw").train.x, x.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz", layout="nhwc").train.x, x)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("shape", UNCLEAR)
+def test_a_shape_with_two_meanings_is_refused_and_the_advice_works(tmp_path, shape):
+    x = np.random.default_rng(0).random((3, *shape)).astype(np.float32)
+    np.save(tmp_path / "a.npy", x)
+    message = error(tmp_path / "a.npy")
+    assert f"a.npy' has shape {x.shape}, which may have the channels first or last" in message
+    for layout, expected in (("nchw", x.transpose(0, 2, 3, 1)), ("nhwc", x)):
+        assert f"--config.layout={layout}" in message
+        assert datasets.load_whole(tmp_path / "a.npy", layout).x.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("shape", FIRST + UNCLEAR)
+def test_a_stream_has_its_channels_last(tmp_path, shape):
+    x = np.random.default_rng(0).random((30, *shape)).astype(np.float32)
+    np.save(tmp_path / "a.npy", x)
+    for layout in ("auto", "nchw"):
+        message = error(tmp_path / "a.npy", stream=True, layout=layout)
+        assert "save x.transpose(0, 2, 3, 1)" in message and "--config.layout=nhwc" in message
+    assert datasets.load(tmp_path / "a.npy", stream=True, layout="nhwc").train.x.shape[1:] == shape
+    np.save(tmp_path / "b.npy", np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
+    assert datasets.load(tmp_path / "b.npy", stream=True, layout="nhwc").train.x.shape[1:] == (*shape[1:], shape[0])
 
 
 @pytest.mark.parametrize("stream", [False, True])

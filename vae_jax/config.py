@@ -42,6 +42,9 @@ class Config:
     binarization: str = _setting("none",
         "How grey pixels become black and white. none: they stay grey. dynamic: x ~ Bernoulli(x) is drawn anew at "
         "each step. static: it is drawn once.", ("none", "dynamic", "static"))
+    layout: str = _setting("auto",
+        "Where the channels of images in a .npy or .npz file are: last (nhwc), first (nchw), or auto to see it by the "
+        "shape.", ("auto", "nhwc", "nchw"))
     standardize: bool = _setting(False,
         "The networks see each element of x with mean 0 and variance 1 over the training examples. Samples and figures "
         "stay those of the data as given.")

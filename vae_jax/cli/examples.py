@@ -20,7 +20,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> tu
     If --data has no splits of its own, all of its examples are taken in their order, and `options.split` becomes 'all'.
     """
     config, data = restored.config, restored.data
-    whole = datasets.load_whole(options.data) if options.data else None
+    whole = datasets.load_whole(options.data, restored.config.layout) if options.data else None
     if whole and options.split:
         raise UserError(
             f"--split is {options.split}, but {options.data} has no splits of its own: all of its examples are taken, "
@@ -72,6 +72,7 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
         classes=() if options.data else config.classes,
         validation_size=0 if options.data else config.validation_size,
         stream=config.stream and not options.data,
+        layout=config.layout,
     )
     if not options.data and dataset.fingerprint != data.fingerprint:
         raise UserError(

@@ -22,6 +22,7 @@ import numpy as np
 from vae_jax.data.files import (
     READERS,
     as_images,
+    channels_last,
     check_finite,
     check_layout,
     log_integers,
@@ -84,6 +85,7 @@ def load(
     classes: Iterable[int] = (),
     validation_size: int = 0,
     stream: bool = False,
+    layout: str = "auto",
 ) -> Dataset:
     """Load a data set by name or from a path.
 
@@ -108,12 +110,14 @@ def load(
     stream: load only some training examples of a `.npy` file, and read the others during training. The file is then
       split in another way, which `streaming.open_stream` describes.
 
+    layout: where the channels of images in an own file are: 'nhwc', 'nchw', or 'auto' to see it by the shape.
+
     Raises UserError, which names the file if there is one, if the data cannot be loaded as described.
     """
     name = os.fspath(name)
     if stream:
-        return _streamed(name, classes, validation_size)
-    train, test = _train_and_test(name, data_dir)
+        return _streamed(name, classes, validation_size, layout)
+    train, test = _train_and_test(name, data_dir, layout)
     train, test = _only_classes(name, (train, test), classes)
     train, validation = _hold_out(train, validation_size)
     return Dataset(name, train, validation, test)
@@ -125,7 +129,7 @@ def absolute(name: str) -> str:
     return os.path.abspath(path) if name not in NAMES and os.path.exists(path) else name
 
 
-def load_whole(name: str | os.PathLike[str]) -> Split | None:
+def load_whole(name: str | os.PathLike[str], layout: str = "auto") -> Split | None:
     """Load every example of the user's file or folder, in its order.
 
     Returns None for anything else, such as the name of a data set, or a file that holds a train and a test split.
@@ -134,9 +138,9 @@ def load_whole(name: str | os.PathLike[str]) -> Split | None:
     if os.fspath(name) in NAMES:  # even if a folder has this name
         return None
     if path.is_dir():
-        return _part({"x": read_folder(path)}, "", repr(os.fspath(name)))
+        return _part({"x": read_folder(path)}, "", repr(os.fspath(name)), "nhwc")
     arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
-    return _part(arrays, "", repr(os.fspath(name))) if _named(arrays, "") else None
+    return _part(arrays, "", repr(os.fspath(name)), layout) if _named(arrays, "") else None
 
 
 def _named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
@@ -146,18 +150,18 @@ def _named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
     return {"x"} <= kinds <= {"x", "y", "c"} and arrays.keys() == full
 
 
-def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split]:
+def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None, layout: str) -> tuple[Split, Split]:
     path = Path(os.path.expanduser(name))
     if name == "digits":
         return _digits()
     if name in NAMES:
-        return _split(_tfds_arrays(name, data_dir), name)
+        return _split(_tfds_arrays(name, data_dir), name, "nhwc")
     if name and os.path.isdir(path):
-        return _split({"x": read_folder(path)}, repr(name))
+        return _split({"x": read_folder(path)}, repr(name), "nhwc")
     if os.path.isfile(path):
         if path.suffix not in READERS:
             raise UserError(f"Cannot read {name!r}: expected a .npy or .npz file, or a folder of PNG or JPEG images.")
-        return _split(READERS[path.suffix](path), repr(name))
+        return _split(READERS[path.suffix](path), repr(name), layout)
     if os.path.basename(name) != name or path.suffix in READERS:
         raise UserError(f"No file or folder {name!r}. Give the path of a .npy or .npz file or of a folder of images.")
     guess = difflib.get_close_matches(name.lower(), NAMES, 1)
@@ -168,13 +172,13 @@ def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
     )
 
 
-def _streamed(name: str, classes: Iterable[int], validation_size: int) -> Dataset:
+def _streamed(name: str, classes: Iterable[int], validation_size: int, layout: str) -> Dataset:
     path = Path(os.path.expanduser(name))
     if path.suffix != ".npy" or not os.path.isfile(path):
         raise UserError(f"stream is true, but {name!r} is not a .npy file. Save x as one or set --config.stream=false.")
     if tuple(classes):
         raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
-    rows = open_rows(path)
+    rows = open_rows(path, layout)
     check_layout(rows.shape, rows.dtype, f"x of {name!r}")
     _check_num(rows.shape[0], repr(name))
     _check_validation_size(validation_size, rows.shape[0] - num_test(rows))
@@ -253,8 +257,8 @@ def _as_covariates(c: np.ndarray, n: int, source: str) -> np.ndarray:
     return c
 
 
-def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
-    stored, y = arrays[f"x{suffix}"], arrays.get(f"y{suffix}")
+def _part(arrays: dict[str, np.ndarray], suffix: str, source: str, layout: str) -> Split:
+    stored, y = channels_last(arrays[f"x{suffix}"], layout, f"x{suffix} of {source}"), arrays.get(f"y{suffix}")
     x = as_images(stored, f"x{suffix} of {source}")
     c = arrays.get(f"c{suffix}")
     split = Split(
@@ -267,17 +271,17 @@ def _part(arrays: dict[str, np.ndarray], suffix: str, source: str) -> Split:
     return split
 
 
-def _split(arrays: dict[str, np.ndarray], source: str) -> tuple[Split, Split]:
+def _split(arrays: dict[str, np.ndarray], source: str, layout: str) -> tuple[Split, Split]:
     """Return the train and test splits of arrays that are named as the docstring of `load` says."""
 
     if _named(arrays, ""):
-        whole = _part(arrays, "", source)
+        whole = _part(arrays, "", source, layout)
         n = len(whole.x)
         _check_num(n, source)
         order, cut = permutation(n), n - max(1, n // 10)
         return _take(whole, order[:cut]), _take(whole, order[cut:])
     if _named(arrays, "_train", "_test"):
-        train, test = _part(arrays, "_train", source), _part(arrays, "_test", source)
+        train, test = (_part(arrays, suffix, source, layout) for suffix in ("_train", "_test"))
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise UserError(
                 f"{source} has x_train of shape {train.x.shape}, {train.x.dtype}, and x_test of shape {test.x.shape}, "

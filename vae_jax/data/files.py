@@ -117,9 +117,7 @@ def _read_array(file: IO[bytes], size: int, advice: str = "") -> np.ndarray:
 def read_npy(path: Path) -> dict[str, np.ndarray]:
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
         advice = "; training reads it piece by piece with --config.stream=true"
-        x = _read_array(file, os.fstat(file.fileno()).st_size, advice)
-        _check_channels(x.shape, f"x of {str(path)!r}")
-        return {"x": x}
+        return {"x": _read_array(file, os.fstat(file.fileno()).st_size, advice)}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -139,7 +137,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         for name, info in members.items():
             with archive.open(info) as file:
                 arrays[name] = _read_array(file, info.file_size)
-            _check_channels(arrays[name].shape, f"{name} of {str(path)!r}")
         return arrays
 
 
@@ -182,13 +179,17 @@ class Rows(NamedTuple):
         return x
 
 
-def open_rows(path: Path) -> Rows:
-    """Open a .npy file as `Rows`. This reads only its header."""
+def open_rows(path: Path, layout: str = "auto") -> Rows:
+    """Open a .npy file as `Rows`, with the channels last. This reads only its header."""
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
         shape, fortran_order, dtype = _read_header(file, os.fstat(file.fileno()).st_size)
         if fortran_order:
             raise ValueError("its values are in Fortran order; save numpy.ascontiguousarray(x)")
-        _check_channels(shape, f"x of {str(path)!r}")
+        if layout == "nchw" or (layout == "auto" and _channels(shape) != "last"):
+            raise ValueError(
+                f"its shape {shape} has the channels first, or may have; save x.transpose(0, 2, 3, 1), or, if they are "
+                "last, give --config.layout=nhwc"
+            )
         return Rows(path, shape, dtype, file.tell(), _version(file))
 
 
@@ -215,15 +216,32 @@ def check_layout(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
         raise UserError(f"{source} has shape {shape}, expected non-empty [N, D], [N, H, W] or [N, H, W, C].")
 
 
-def _check_channels(shape: tuple[int, ...], source: str) -> None:
-    """Raise UserError if images seem to have the channels first. Images from a folder always have them last."""
-    if len(shape) == 4 and shape[1] <= 4 < max(shape[2:]):
-        advice = "x[..., 0]" if shape[3] == 1 else "x.reshape(len(x), -1)"
-        if shape[2] > 4:  # otherwise the transposed array would be refused again
-            advice = f"x.transpose(0, 2, 3, 1), or, if its images really are {shape[1]} high, {advice}"
+def channels_last(x: np.ndarray, layout: str, source: str) -> np.ndarray:
+    """Images with the channels last. layout: 'nhwc' or 'nchw', or 'auto' to see it by the shape.
+
+    Images [N, C, H, W] are recognised where 1 to 4 channels can stand nowhere else, and a line of the log says so.
+    Raises UserError where the shape may be meant in two ways.
+    """
+    if x.ndim != 4 or layout == "nhwc":
+        return x
+    where = _channels(x.shape) if layout == "auto" else "first"
+    if where == "unclear":
         raise UserError(
-            f"{source} has shape {shape}, which looks like channels first, expected [N, H, W, C]. Save {advice}."
+            f"{source} has shape {x.shape}, which may have the channels first or last. Set --config.layout=nchw or "
+            "--config.layout=nhwc."
         )
+    if where == "last":
+        return x
+    if layout == "auto":
+        progress.say(f"{source}: the shape {x.shape} is taken as channels first. --config.layout=nhwc denies it.")
+    return x.transpose(0, 2, 3, 1)
+
+
+def _channels(shape: tuple[int, ...]) -> str:
+    """Where the channels of images are by their shape: 'first', 'last' or 'unclear'."""
+    if len(shape) != 4 or not shape[1] <= 4 < max(shape[2:]):
+        return "last"
+    return "first" if min(shape[2:]) > 4 else "unclear"
 
 
 def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:

@@ -82,6 +82,7 @@ def load(
         classes=config.classes,
         validation_size=config.validation_size,
         stream=config.stream,
+        layout=config.layout,
     )
     if config.standardize and config.binarization != "none":
         raise UserError(
