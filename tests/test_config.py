@@ -33,6 +33,8 @@ def other(name):
         return not default
     if isinstance(default, int | float):
         return default + type(default)(0.5) + isinstance(default, int)
+    if name in ("features", "covariate_columns"):
+        return ("a", "b c")
     return {str: "other name", tuple: (5, 6), dict: {"a": [1, "b"]}}[type(default)]
 
 

@@ -110,6 +110,7 @@ def test_run_directory_describes_itself(digits_run):
         "fingerprint": dataset.fingerprint,
         "data_dir": found and os.path.abspath(found),
         "num_covariates": 0,
+        "names": [],
         "scaling": None,
     }
     assert run["versions"]["jax"] == jax.__version__ and run["versions"]["python"] == sys.version.split()[0]

@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> Namespace:
 
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
     sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
-    sub.add_argument("--label", type=console.natural, help="Label, for a conditional VAE. Default: all in turn.")
+    sub.add_argument("--label", help="Label, for a conditional VAE. Default: all in turn.")
     data_flags(sub, "The data whose covariates the samples take in turn")
 
     for name, text, num in (
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> Namespace:
         "--extent", type=console.extent, default=2.0, help="It covers [-EXTENT, EXTENT]^2. Default: %(default)s."
     )
     sub.add_argument("--gaussian", action="store_true", help="Place the points at the quantiles of N(0, 1) instead.")
-    sub.add_argument("--label", type=console.natural, help="The label, for a conditional VAE. Default: the first one.")
+    sub.add_argument("--label", help="The label, for a conditional VAE. Default: the first one.")
     data_flags(sub, "The data whose first covariates are taken")
 
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")

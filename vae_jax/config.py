@@ -33,9 +33,20 @@ class Config:
 
     # fmt: off
     dataset: str = _setting("digits",
-        "The data: digits (embedded), mnist, fashion_mnist, kmnist, a .npy file, a .npz file or a folder of "
-        "images.")
-    classes: tuple[int, ...] = _setting((), "Keep only the examples with these labels. Empty: keep all.")
+        "The data: digits (embedded), mnist, fashion_mnist, kmnist, another data set that tensorflow-datasets has "
+        "prepared, a .npy, .npz, .csv, .tsv or .parquet file, or a folder of images.")
+    classes: tuple[int | str, ...] = _setting((), "Keep only the examples with these labels. Empty: keep all.")
+    labels: bool = _setting(True, "The sub-folders of a folder of images are its classes. false: they are not.")
+    image_size: tuple[int, ...] = _setting((),
+        "The images of a folder are scaled to cover this size, and their centre is cut out: 64, or height,width. "
+        "Empty: they must have one size.")
+    channels: int = _setting(0, "The images of a folder become grey (1) or RGB (3). 0: RGB if one of them has colours.",
+        most=3)
+    skip_broken: bool = _setting(False, "Leave out the images of a folder that cannot be read, and list them.")
+    features: tuple[str, ...] = _setting((),
+        "Of a tensorflow-datasets name with several images or labels: the names of the image and the label to use.")
+    label_column: str = _setting("", "The column of a table that holds the label.")
+    covariate_columns: tuple[str, ...] = _setting((), "The columns of a table that are covariates, not part of x.")
     validation_size: int = _setting(0,
         "This many training examples are held out for validation. 0: the curves, and the choice of the best "
         "checkpoint, use the test split, so that its figures flatter.")
@@ -212,7 +223,8 @@ def parse(name: str, text: str, kind: Any) -> Any:
             return kind(text)
         if get_origin(kind) is tuple:
             item, inside = get_args(kind)[0], text.strip("()[] ").removesuffix(",")
-            return tuple(item(part) for part in inside.split(",")) if inside else ()
+            item = _int_or_text if item == int | str else item
+            return tuple(item(part.strip()) for part in inside.split(",")) if inside else ()
         value = json.loads(text)
         if isinstance(value, dict):
             return value
@@ -228,6 +240,10 @@ def unknown(kind: str, name: Any, choices: tuple[str, ...]) -> UserError:
     return UserError(f"Unknown {kind} {name!r}.{hint} Choose one of: {', '.join(choices)}.")
 
 
+def _int_or_text(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """`value` as type `kind`, if nothing is lost: 4 may be a float and [400] a tuple, but '4' and 0.5 are not ints."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -236,6 +252,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return tuple(_typed(name, item, get_args(kind)[0]) for item in value)
     if kind == Conditional and value == "covariates":
         return value
+    if kind == int | str:
+        kind = str if isinstance(value, str) else int
     expected = bool if kind == Conditional else get_origin(kind) or kind
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise UserError(f"{name} is {value!r}; expected {_describe(kind)}.")
@@ -277,7 +295,8 @@ def _check_options(name: str, value: Any) -> None:
 
 def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return "whole numbers separated by commas"
+        items = {int: "whole numbers", str: "names", int | str: "labels"}
+        return f"{items[get_args(kind)[0]]} separated by commas"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     names |= {Conditional: "true, false or covariates"}
     return names.get(kind, "a JSON object such as '{\"name\": 1}'")

@@ -18,6 +18,7 @@ from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.data import inputs
+from vae_jax.data.datasets import value_of
 from vae_jax.data.files import write_npz, write_whole
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
@@ -69,7 +70,7 @@ def sample(options: Namespace) -> str:
 
 def reconstruct(options: Namespace) -> str:
     restored = _load(options)
-    examples, _ = examples_of(options, restored, options.num)
+    examples, *_ = examples_of(options, restored, options.num)
     data = restored.data
     _check_pixels(2 * len(examples.x), data.shape, "fewer with --num")
     return _write(
@@ -79,7 +80,7 @@ def reconstruct(options: Namespace) -> str:
 
 def interpolate(options: Namespace) -> str:
     restored = _load(options)
-    examples, _ = examples_of(options, restored, 2 * options.num)
+    examples, *_ = examples_of(options, restored, 2 * options.num)
     num = len(examples.x) // 2
     if not num:
         raise UserError(f"The split {options.split!r} has one example; expected at least 2 to interpolate between.")
@@ -96,7 +97,7 @@ def interpolate(options: Namespace) -> str:
 
 def traverse(options: Namespace) -> str:
     restored = _load(options)
-    examples, _ = examples_of(options, restored, options.index + 1)
+    examples, *_ = examples_of(options, restored, options.index + 1)
     if options.index >= len(examples.x):
         raise UserError(f"--index is {options.index}; expected one of the {len(examples.x)} examples, from 0.")
     one = jax.tree.map(lambda a: a[-1:], examples)
@@ -138,7 +139,7 @@ def manifold(options: Namespace) -> str:
 
 def encode(options: Namespace) -> str:
     restored = _load(options)
-    examples, label = examples_of(options, restored)
+    examples, label, names = examples_of(options, restored)
     if not options.data:
         data = restored.data
         progress.say(
@@ -156,7 +157,7 @@ def encode(options: Namespace) -> str:
     parts = [jax.tree.map(np.asarray, batch(restored.params, chunk)) for chunk in chunks]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if label is not None:
-        arrays["label"] = label
+        arrays["label"] = np.array(names)[label] if names else label
     return _write(options.out, lambda path: write_npz(path, arrays))
 
 
@@ -170,15 +171,15 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     if options.compute_dtype:
         config = replace(restored.config, compute_dtype=options.compute_dtype)
         restored = restored._replace(config=config, vae=build.make_vae(config, restored.data))
-    examples, _ = examples_of(options, restored, options.limit)
+    examples, *_ = examples_of(options, restored, options.limit)
     return _evaluate(options, restored, examples)[0]
 
 
 def report(options: Namespace) -> str:
     restored = _load(options)
-    examples, label = examples_of(options, restored, options.limit)
+    examples, label, names = examples_of(options, restored, options.limit)
     found = _evaluate(options, restored, examples)
-    html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data)
+    html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data, names)
     return _write(options.out, lambda path: write_whole(path, lambda temporary: temporary.write_text(html, "utf-8")))
 
 
@@ -254,7 +255,7 @@ class Contexts(NamedTuple):
 
 def _contexts(options: Namespace, restored: Restored) -> Contexts | None:
     """All labels, or the one of --label, or the covariates of a split; None for an unconditional VAE."""
-    conditional, classes = restored.config.conditional, restored.data.classes
+    conditional, classes, names = restored.config.conditional, restored.data.classes, restored.data.names
     if options.label is not None and conditional is not True:
         raise UserError(f"--label needs a conditional VAE with labels; this one has conditional={conditional}.")
     if conditional == "covariates":
@@ -266,10 +267,11 @@ def _contexts(options: Namespace, restored: Restored) -> Contexts | None:
         )
     if not conditional:
         return None
-    if options.label is not None and options.label not in classes:
-        known = inputs.show_classes(classes)
+    label: Any = None if options.label is None else value_of(names, options.label)
+    if label is not None and label not in classes:
+        known = inputs.show_classes(classes, names)
         raise UserError(f"--label is {options.label}; the VAE knows {known}. Choose one of them.")
-    first, num = (0, len(classes)) if options.label is None else (classes.index(options.label), 1)
+    first, num = (0, len(classes)) if label is None else (classes.index(label), 1)
     return Contexts(num, lambda i: jax.nn.one_hot(first + i, len(classes), dtype=jnp.float32))
 
 

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,15 @@ from vae_jax.errors import UserError
 from vae_jax.run.checkpoints import Restored
 
 
-def load(options: Namespace, restored: Restored, limit: int | None = None) -> tuple[Examples, np.ndarray | None]:
+class Chosen(NamedTuple):
+    """The examples that a command uses."""
+
+    examples: Examples  # as the model sees them
+    label: np.ndarray | None  # [N]
+    names: tuple[str, ...]  # of the labels 0, 1, ...; () if the labels are the numbers of the data
+
+
+def load(options: Namespace, restored: Restored, limit: int | None = None) -> Chosen:
     """Load the first `limit` examples that the flags ask for, as the model sees them, and their labels.
 
     If --data has no splits of its own, all of its examples are taken in their order, and `options.split` becomes 'all'.
@@ -27,7 +36,9 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> tu
             "in their order. Leave --split out."
         )
     options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
-    dataset = datasets.Dataset(options.data, whole, None, whole) if whole else _dataset(options, restored)
+    dataset = whole or _dataset(options, restored)
+    if config.conditional is True:
+        dataset = datasets.renamed(dataset, data.names)
     shape = dataset.train.x.shape[1:]
     if shape != data.shape:
         raise UserError(
@@ -50,12 +61,14 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> tu
             f"{dataset.name} has {given} covariates; the VAE was trained on {data.num_covariates}. Give as many."
         )
     if config.conditional is True and label is None:
-        known = inputs.show_classes(data.classes)
+        known = inputs.show_classes(data.classes, data.names)
         raise UserError(f"The VAE is conditional on {known}, and {dataset.name} has no labels. Give data with labels.")
-    if config.classes and label is not None and not set(np.unique(label).tolist()) <= set(config.classes):
+    wanted = {datasets.value_of(dataset.names, c) for c in config.classes}
+    if wanted and label is not None and not set(np.unique(label).tolist()) <= wanted:
         trained = ", ".join(map(str, config.classes))
         progress.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
-    return jax.tree.map(lambda a: a[:limit], examples), None if label is None else label[:limit]
+    few = jax.tree.map(lambda a: a[:limit], examples)
+    return Chosen(few, None if label is None else label[:limit], dataset.names)
 
 
 def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:

@@ -10,10 +10,9 @@ import contextlib
 import difflib
 import hashlib
 import importlib.metadata
-import operator
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from vae_jax.data.files import (
     write_npz,
 )
 from vae_jax.data.images import read_folder
+from vae_jax.data.labels import number
 from vae_jax.data.streaming import Stream, num_test, open_stream
 from vae_jax.errors import UserError
 
@@ -55,6 +55,7 @@ class Dataset(NamedTuple):
     train: Split  # only some of the training examples, if there is a stream
     validation: Split | None  # None if no validation split was asked for
     test: Split
+    names: tuple[str, ...] = ()  # the names of the labels 0, 1, ...; () if the labels are the numbers of the data
     stream: Stream | None = None  # every training example, if a file is read during training
 
     @property
@@ -69,7 +70,7 @@ class Dataset(NamedTuple):
         """
         if self.stream is not None:
             return self.stream.fingerprint
-        digest = hashlib.sha256()
+        digest = hashlib.sha256("\n".join(self.names).encode())
         for split in (self.train, self.validation, self.test):
             for array in (None, None) if split is None else split if split.c is not None else split[:2]:
                 digest.update(b"none" if array is None else f"{array.shape}{array.dtype.str}".encode())
@@ -82,7 +83,7 @@ def load(
     name: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    classes: Iterable[int] = (),
+    classes: Iterable[int | str] = (),
     validation_size: int = 0,
     stream: bool = False,
     layout: str = "auto",
@@ -117,10 +118,10 @@ def load(
     name = os.fspath(name)
     if stream:
         return _streamed(name, classes, validation_size, layout)
-    train, test = _train_and_test(name, data_dir, layout)
-    train, test = _only_classes(name, (train, test), classes)
+    whole = _train_and_test(name, data_dir, layout)
+    train, test = _only_classes(whole, classes)
     train, validation = _hold_out(train, validation_size)
-    return Dataset(name, train, validation, test)
+    return Dataset(name, train, validation, test, whole.names)
 
 
 def absolute(name: str) -> str:
@@ -129,8 +130,8 @@ def absolute(name: str) -> str:
     return os.path.abspath(path) if name not in NAMES and os.path.exists(path) else name
 
 
-def load_whole(name: str | os.PathLike[str], layout: str = "auto") -> Split | None:
-    """Load every example of the user's file or folder, in its order.
+def load_whole(name: str | os.PathLike[str], layout: str = "auto") -> Dataset | None:
+    """Load every example of the user's file or folder, in its order, as both the train and the test split.
 
     Returns None for anything else, such as the name of a data set, or a file that holds a train and a test split.
     """
@@ -138,9 +139,14 @@ def load_whole(name: str | os.PathLike[str], layout: str = "auto") -> Split | No
     if os.fspath(name) in NAMES:  # even if a folder has this name
         return None
     if path.is_dir():
-        return _part({"x": read_folder(path)}, "", repr(os.fspath(name)), "nhwc")
+        return _whole({"x": read_folder(path)}, os.fspath(name), "nhwc")
     arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
-    return _part(arrays, "", repr(os.fspath(name)), layout) if _named(arrays, "") else None
+    return _whole(arrays, os.fspath(name), layout) if _named(arrays, "") else None
+
+
+def _whole(arrays: dict[str, np.ndarray], name: str, layout: str) -> Dataset:
+    (split,), names = _parts(arrays, ("",), repr(name), layout)
+    return Dataset(name, split, None, split, names)
 
 
 def _named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
@@ -150,18 +156,18 @@ def _named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
     return {"x"} <= kinds <= {"x", "y", "c"} and arrays.keys() == full
 
 
-def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None, layout: str) -> tuple[Split, Split]:
+def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None, layout: str) -> Dataset:
     path = Path(os.path.expanduser(name))
     if name == "digits":
         return _digits()
     if name in NAMES:
-        return _split(_tfds_arrays(name, data_dir), name, "nhwc")
+        return _split(_tfds_arrays(name, data_dir), name, name, "nhwc")
     if name and os.path.isdir(path):
-        return _split({"x": read_folder(path)}, repr(name), "nhwc")
+        return _split({"x": read_folder(path)}, name, repr(name), "nhwc")
     if os.path.isfile(path):
         if path.suffix not in READERS:
             raise UserError(f"Cannot read {name!r}: expected a .npy or .npz file, or a folder of PNG or JPEG images.")
-        return _split(READERS[path.suffix](path), repr(name), layout)
+        return _split(READERS[path.suffix](path), name, repr(name), layout)
     if os.path.basename(name) != name or path.suffix in READERS:
         raise UserError(f"No file or folder {name!r}. Give the path of a .npy or .npz file or of a folder of images.")
     guess = difflib.get_close_matches(name.lower(), NAMES, 1)
@@ -172,7 +178,7 @@ def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None, layout: 
     )
 
 
-def _streamed(name: str, classes: Iterable[int], validation_size: int, layout: str) -> Dataset:
+def _streamed(name: str, classes: Iterable[int | str], validation_size: int, layout: str) -> Dataset:
     path = Path(os.path.expanduser(name))
     if path.suffix != ".npy" or not os.path.isfile(path):
         raise UserError(f"stream is true, but {name!r} is not a .npy file. Save x as one or set --config.stream=false.")
@@ -184,32 +190,73 @@ def _streamed(name: str, classes: Iterable[int], validation_size: int, layout: s
     _check_validation_size(validation_size, rows.shape[0] - num_test(rows))
     stream, validation, test = open_stream(rows, validation_size)
     held_out = Split(validation, None) if validation_size else None
-    return Dataset(name, Split(stream.x, None), held_out, Split(test, None), stream)
+    return Dataset(name, Split(stream.x, None), held_out, Split(test, None), stream=stream)
 
 
 def _take(split: Split, index: np.ndarray) -> Split:
     return Split(split.x[index], *(None if array is None else array[index] for array in split[1:]))
 
 
-def _only_classes(name: str, splits: tuple[Split, Split], classes: Iterable[int]) -> tuple[Split, Split]:
-    try:
-        wanted = {operator.index(c) for c in classes}
-    except TypeError:
-        raise UserError(f"Got classes={classes!r}, expected integers, such as classes=(3, 7).") from None
-    if not wanted:
-        return splits
-    kept = []
-    for split, part in zip(splits, ("train", "test"), strict=True):
+def _only_classes(dataset: Dataset, classes: Iterable[int | str]) -> tuple[Split, Split]:
+    """The train and test splits with the examples of some classes alone, which are numbers or names of labels."""
+    name, kept = dataset.name, []
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise UserError(f"Got classes={classes!r}, expected labels, such as classes=(3, 7).")
+    wanted = {value_of(dataset.names, c) for c in classes}
+    for split, part in ((dataset.train, "train"), (dataset.test, "test")):
+        if not wanted:
+            kept.append(split)
+            continue
         if split.label is None:
             raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
         present = set(np.unique(split.label).tolist())
-        if missing := sorted(wanted - present):
+        if missing := wanted - present:
+            shown = [
+                str([text_of(dataset.names, v) for v in sorted(values, key=str)])[:200]
+                for values in (wanted, missing, present)
+            ]
             raise UserError(
-                f"Got classes {sorted(wanted)}, but the {part} split of {name!r} has no example of {missing}. "
-                f"Choose among {str(sorted(present))[:200]}."
+                f"Got classes {shown[0]}, but the {part} split of {name!r} has no example of {shown[1]}. "
+                f"Choose among {shown[2]}."
             )
         kept.append(_take(split, np.isin(split.label, sorted(wanted))))
     return kept[0], kept[1]
+
+
+def renamed(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The data set with the labels 0, 1, ... for `names`, those of another data set, and more for names beyond them.
+
+    Without `names` the labels become the numbers that their own names are. Raises UserError if one is not a number.
+    """
+    if dataset.names == names:
+        return dataset
+    splits = [split for split in dataset[1:4] if split is not None and split.label is not None]
+    values = np.unique(np.concatenate([split.label for split in splits] or [np.zeros(0, np.int32)])).tolist()
+    texts = [str(text_of(dataset.names, value)) for value in values]
+    every = (*names, *(text for text in texts if text not in names)) if names else ()
+    if not names and (unknown := [text for text in texts if not text.isdecimal()]):
+        raise UserError(f"{dataset.name} has the labels {str(unknown)[:200]}; expected numbers, as in training.")
+    target = np.array([every.index(text) if every else int(text) for text in texts], np.int32)
+
+    def of(split: Split) -> Split:
+        if split.label is None:
+            return split
+        return split._replace(label=target[np.searchsorted(values, split.label)])
+
+    validation = None if dataset.validation is None else of(dataset.validation)
+    return dataset._replace(train=of(dataset.train), validation=validation, test=of(dataset.test), names=every)
+
+
+def value_of(names: tuple[str, ...], text: int | str) -> int | str:
+    """The label that a number or a name stands for; the text itself if there is no such name."""
+    if names:
+        return names.index(str(text)) if str(text) in names else str(text)
+    return int(text) if str(text).removeprefix("-").isdecimal() else text
+
+
+def text_of(names: tuple[str, ...], value: int | str) -> int | str:
+    """The name of a label, or the label itself if it has none."""
+    return names[value] if names and isinstance(value, int) else value
 
 
 def _hold_out(train: Split, validation_size: int) -> tuple[Split, Split | None]:
@@ -231,20 +278,17 @@ def _check_validation_size(validation_size: int, num_train: int) -> None:
         raise UserError(f"Got validation_size={validation_size!r}, expected an integer from 0 to {num_train - 1}.")
 
 
-def _as_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
-    if y.shape not in ((n,), (n, 1)):
-        raise UserError(
-            f"{source} has labels of type {y.dtype}, shape {y.shape}; expected integers, shape ({n},). "
-            "Save one label per example, which is y.argmax(1) for one-hot rows."
-        )
-    y = y.reshape(n)
-    number = "Save np.unique(y, return_inverse=True)[1], which numbers them from 0."
-    if y.dtype.kind not in "buif" or (y.dtype.kind == "f" and not np.array_equal(y, np.floor(y))):
-        raise UserError(f"{source} holds labels of type {y.dtype}, not all whole numbers; expected integers. {number}")
-    low, high = y.min().item(), y.max().item()
-    if low < 0 or high > np.iinfo(np.int32).max:
-        raise UserError(f"{source} has labels from {low} to {high}, expected 0 to 2147483647. {number}")
-    return y.astype(np.int32)
+def _as_labels(ys: list[np.ndarray], sources: list[str]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """The labels of each split, int32, and their names. Numbers from 0 on stay what they are and need no names."""
+    found = [number(y, source) for y, source in zip(ys, sources, strict=True)]
+    values = [y.reshape(len(y)) for y in ys]
+    most = np.iinfo(np.int32).max
+    if all(y.dtype.kind in "buif" and 0 <= y.min().item() <= y.max().item() <= most for y in values):
+        return [y.astype(np.int32) for y in values], ()
+    names = [name for _, names in found for name in names]
+    _, every = number(np.array(names), sources[0])
+    places = [np.array([every.index(name) for name in names], np.int32) for _, names in found]
+    return [place[index] for place, (index, _) in zip(places, found, strict=True)], every
 
 
 def _as_covariates(c: np.ndarray, n: int, source: str) -> np.ndarray:
@@ -257,37 +301,46 @@ def _as_covariates(c: np.ndarray, n: int, source: str) -> np.ndarray:
     return c
 
 
-def _part(arrays: dict[str, np.ndarray], suffix: str, source: str, layout: str) -> Split:
-    stored, y = channels_last(arrays[f"x{suffix}"], layout, f"x{suffix} of {source}"), arrays.get(f"y{suffix}")
-    x = as_images(stored, f"x{suffix} of {source}")
-    c = arrays.get(f"c{suffix}")
-    split = Split(
-        x,
-        None if y is None else _as_labels(y, len(x), f"y{suffix} of {source}"),
-        None if c is None else _as_covariates(c, len(x), f"c{suffix} of {source}"),
-    )
-    if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
-        log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, f"x{suffix} of {source}")
-    return split
+def _parts(
+    arrays: dict[str, np.ndarray], suffixes: tuple[str, ...], source: str, layout: str
+) -> tuple[list[Split], tuple[str, ...]]:
+    """The splits of arrays x, y and c with these suffixes, and the names of the labels."""
+    splits: list[Split] = []
+    labels: Sequence[np.ndarray | None] = [None] * len(suffixes)
+    names: tuple[str, ...] = ()
+    of = {suffix: {kind: f"{kind}{suffix} of {source}" for kind in "xyc"} for suffix in suffixes}
+    for suffix in suffixes:
+        stored = channels_last(arrays[f"x{suffix}"], layout, of[suffix]["x"])
+        x, c = as_images(stored, of[suffix]["x"]), arrays.get(f"c{suffix}")
+        splits.append(Split(x, None, None if c is None else _as_covariates(c, len(x), of[suffix]["c"])))
+        if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
+            log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, of[suffix]["x"])
+    ys = [arrays[f"y{suffix}"] for suffix in suffixes if f"y{suffix}" in arrays]
+    for y, split, suffix in zip(ys, splits, suffixes, strict=False):
+        if y.shape not in ((n := len(split.x),), (n, 1)) and y.shape[:1] != (n,):
+            raise UserError(f"{of[suffix]['y']} has shape {y.shape}; expected one label per example, ({n},).")
+    if ys:
+        labels, names = _as_labels(ys, [of[suffix]["y"] for suffix in suffixes])
+    return [split._replace(label=label) for split, label in zip(splits, labels, strict=True)], names
 
 
-def _split(arrays: dict[str, np.ndarray], source: str, layout: str) -> tuple[Split, Split]:
+def _split(arrays: dict[str, np.ndarray], name: str, source: str, layout: str) -> Dataset:
     """Return the train and test splits of arrays that are named as the docstring of `load` says."""
 
     if _named(arrays, ""):
-        whole = _part(arrays, "", source, layout)
+        (whole,), names = _parts(arrays, ("",), source, layout)
         n = len(whole.x)
         _check_num(n, source)
         order, cut = permutation(n), n - max(1, n // 10)
-        return _take(whole, order[:cut]), _take(whole, order[cut:])
+        return Dataset(name, _take(whole, order[:cut]), None, _take(whole, order[cut:]), names)
     if _named(arrays, "_train", "_test"):
-        train, test = (_part(arrays, suffix, source, layout) for suffix in ("_train", "_test"))
+        (train, test), names = _parts(arrays, ("_train", "_test"), source, layout)
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise UserError(
                 f"{source} has x_train of shape {train.x.shape}, {train.x.dtype}, and x_test of shape {test.x.shape}, "
                 f"{test.x.dtype}; expected examples of one shape and type."
             )
-        return train, test
+        return Dataset(name, train, None, test, names)
     advice = "Type np.savez(FILE, x=a, y=b) instead of np.savez(FILE, a, b)." if "arr_0" in arrays else "Rename them."
     raise UserError(
         f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y, c), or x_train and x_test "
@@ -295,7 +348,7 @@ def _split(arrays: dict[str, np.ndarray], source: str, layout: str) -> tuple[Spl
     )
 
 
-def _digits() -> tuple[Split, Split]:
+def _digits() -> Dataset:
     def read() -> dict[str, np.ndarray]:
         # Read the file directly: importing scikit-learn takes longer than all the rest before the first step.
         file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
@@ -305,7 +358,7 @@ def _digits() -> tuple[Split, Split]:
     arrays = _cached(f"digits-{importlib.metadata.version('scikit-learn')}", read)
     whole = Split(arrays["x"].astype(np.float32)[..., None] / 16, arrays["y"].astype(np.int32))
     order = permutation(len(whole.x))
-    return _take(whole, order[:1500]), _take(whole, order[1500:])
+    return Dataset("digits", _take(whole, order[:1500]), None, _take(whole, order[1500:]))
 
 
 def _tfds_arrays(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:

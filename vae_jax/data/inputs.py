@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from vae_jax.errors import UserError
 
 BINARIZATION_SEED = 0  # for splits that are binarised once, and so in the same way in every run
 SPLITS = ("train", "validation", "test")
+MAX_NAMES = 10_000  # of labels that only pictures show
 _ROWS = 1000  # how many rows are checked at a time, so that their floats take little memory
 
 
@@ -38,6 +39,7 @@ class DataInfo(NamedTuple):
     fingerprint: str
     data_dir: str | None  # where tensorflow-datasets keeps its data, if that was given
     num_covariates: int = 0  # C, of the covariates that a conditional VAE takes in place of labels
+    names: tuple[str, ...] = ()  # of the labels 0, 1, ...; () if the labels are the numbers of the data
     scaling: Scaling | None = None  # of `standardize`: the mean and the standard deviation of each element of x
 
     @property
@@ -109,6 +111,7 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
         dataset.fingerprint,
         None if data_dir is None else str(Path(data_dir).absolute()),
         0 if config.conditional != "covariates" else _covariates(dataset, dataset.train).shape[1],
+        dataset.names if len(dataset.names) <= MAX_NAMES or config.conditional is True else (),
         measure(dataset) if config.standardize else None,
     )
 
@@ -233,8 +236,8 @@ def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int,
         ) from None
     if unknown := sorted(set(np.unique(split.label).tolist()) - set(classes)):
         raise UserError(
-            f"{dataset.name} has the labels {str(unknown)[1:-1][:200]}; the VAE knows {show_classes(classes)}. Give "
-            "examples of these."
+            f"{dataset.name} has the labels {_listed(unknown, dataset.names)}; the VAE knows "
+            f"{show_classes(classes, dataset.names)}. Give examples of these."
         )
     index = np.searchsorted(np.array(classes), split.label)
     return jax.nn.one_hot(jax.device_put(index), len(classes), dtype=jnp.float32)
@@ -249,8 +252,12 @@ def _covariates(dataset: Dataset, split: Split) -> np.ndarray:
     return split.c
 
 
-def show_classes(classes: tuple[int, ...]) -> str:
-    """Describe the classes in words, for an error or a log line."""
-    if len(classes) > 1 and classes == tuple(range(classes[0], classes[-1] + 1)):
+def show_classes(classes: tuple[int, ...], names: tuple[str, ...] = ()) -> str:
+    """Describe the classes in words, for an error or a log line. names: of the labels, if they have names."""
+    if not names and len(classes) > 1 and classes == tuple(range(classes[0], classes[-1] + 1)):
         return f"the classes {classes[0]} to {classes[-1]}"
-    return f"the classes {str(list(classes))[1:-1][:200]}"
+    return f"the classes {_listed(classes, names)}"
+
+
+def _listed(labels: Iterable[int], names: tuple[str, ...]) -> str:
+    return str([datasets.text_of(names, label) for label in labels])[1:-1][:200]

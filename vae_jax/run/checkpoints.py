@@ -181,8 +181,9 @@ def begin_from(vae: VAE, config: Config, data: DataInfo) -> VAE:
     found = differences(source_config, names.portable(config), build.MODEL_FIELDS)
     if source_data.shape != data.shape:
         found["the shape of an example"] = source_data.shape, data.shape
-    elif source_data.classes != data.classes:
-        found["the classes"] = inputs.show_classes(source_data.classes), inputs.show_classes(data.classes)
+    elif (source_data.classes, source_data.names) != (data.classes, data.names) and data.classes:
+        there, here = (inputs.show_classes(d.classes, d.names) for d in (source_data, data))
+        found["the classes"] = there, here
     elif source_data.num_covariates != data.num_covariates:
         found["the covariates of an example"] = source_data.num_covariates, data.num_covariates
     if found:

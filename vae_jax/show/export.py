@@ -17,7 +17,7 @@ from jax.export import Exported
 from vae_jax import generate
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
-from vae_jax.data.inputs import show_classes
+from vae_jax.data.datasets import text_of
 from vae_jax.names import portable
 from vae_jax.run.arrays import named
 from vae_jax.run.checkpoints import Restored
@@ -122,7 +122,7 @@ def _description(restored: Restored) -> dict[str, Any]:
         "config": to_json(portable(config)),
         "shape": data.shape,
         "range": data.range,
-        "classes": data.classes,
+        "classes": [text_of(data.names, label) for label in data.classes],
         "num_covariates": data.num_covariates,
         "chunk_size": generate.samples_per_call(params, vae, data.context_size),
         "latent": {name or "z": leaf.size for name, leaf in named(_latent(restored)).items()},
@@ -141,6 +141,6 @@ def _readme(description: dict[str, Any]) -> str:
         size=sum(latent.values()),
         x=", ".join(map(str, description["shape"])),
         parts=" and then ".join(f"the {size} of {name}" for name, size in latent.items()),
-        labels=f"\n- label: one of {show_classes(classes)}, or [N] of them" if classes else "",
+        labels=f"\n- label: one of {', '.join(map(str, classes))[:200]}, or [N] of them" if classes else "",
         argument=f", label={classes[0]}" if classes else "",
     )

@@ -63,7 +63,7 @@ def _labels(label, num):
     labels = np.broadcast_to(np.asarray(-1 if label is None else label), (num,))
     if not np.isin(labels, classes).all():
         raise ValueError(f"label is {label}; expected {f'one of {str(classes)[1:-1]}' if classes else 'none'}.")
-    return np.searchsorted(classes, labels).astype(np.int32)
+    return np.array([classes.index(label) for label in labels.tolist()], np.int32)
 
 
 @cache

@@ -64,9 +64,13 @@ def save_curves(path: Path, records: list[dict[str, Any]], names: Sequence[str] 
 
 
 def save_scatter(
-    path: Path, mean: np.ndarray, label: np.ndarray | None, names: tuple[str, ...] = ("z_1", "z_2")
+    path: Path,
+    mean: np.ndarray,
+    label: np.ndarray | None,
+    names: tuple[str, ...] = ("z_1", "z_2"),
+    classes: tuple[str, ...] = (),
 ) -> None:
-    """Draw the first two dimensions of the posterior means [N, L], coloured by label."""
+    """Draw the first two dimensions of the posterior means [N, L], coloured by label. classes: names of the labels."""
     figure, (axis,) = _figure(1, (6.4, 5.6))
     few = label is not None and label.max() < 10
     scale = {"cmap": "tab10", "vmin": -0.5, "vmax": 9.5} if few else {"cmap": "viridis"}
@@ -76,6 +80,8 @@ def save_scatter(
     if label is not None:
         bar = figure.colorbar(points, ax=axis, label="label", ticks=range(10) if few else None)
         bar.solids.set_alpha(1)
+        if few and classes:
+            bar.set_ticks(range(len(classes[:10])), labels=[name[:20] for name in classes[:10]])
     axis.set_xlabel(names[0])
     axis.set_ylabel(names[1])
     axis.set_aspect("equal")

@@ -13,6 +13,7 @@ import numpy as np
 from vae_jax import generate
 from vae_jax.config import Config, to_json
 from vae_jax.core import Examples, condition
+from vae_jax.data.datasets import text_of
 from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import ACTIVE_VARIANCE, Evaluation
 from vae_jax.names import portable
@@ -32,12 +33,13 @@ def page(
     result: Evaluation,
     limit: int | None = None,
     dataset: str | None = None,
+    classes: tuple[str, ...] = (),
 ) -> str:
     """Make the page.
 
     examples, label: the first `limit` examples of a split and their labels; all of them if `limit` is None. summary,
     result: what the command evaluate finds for these examples. dataset: the data that they come from, if it is not the
-    data set that the run was trained on.
+    data set that the run was trained on. classes: the names of the labels, if they have names.
     """
     config, data, _, params, step = restored
     result = jax.tree.map(np.asarray, result)
@@ -52,7 +54,7 @@ def page(
     ]
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        views.draw_run(folder, restored, examples, label, result.mean, summary["seed"])
+        views.draw_run(folder, restored, examples, label, result.mean, summary["seed"], classes)
         sections = {
             "Evaluation": _evaluation(summary, len(names), protocol(config, examples, summary, limit, dataset)),
             "Learning curves": [_curves(folder, metrics.read(run_dir))],
@@ -60,7 +62,7 @@ def page(
             "Samples": [_samples(folder, config)],
             "Manifold": [_manifold(folder, data)],
             "Traversals": [_traversals(folder, restored, examples, result, names)],
-            "Posterior means": [_scatter(folder, *layer, label, result.kl) for layer in layers.items()],
+            "Posterior means": [_scatter(folder, *layer, label, result.kl, classes) for layer in layers.items()],
             "KL by latent dimension": [_kl_by_dimension(folder, result.kl_by_dimension)],
             "Configuration": [_configuration(config)],
         }
@@ -147,7 +149,7 @@ def _samples(folder: Path, config: Config) -> str:
 
 def _manifold(folder: Path, data: DataInfo) -> str:
     path = folder / "manifold.png"
-    first = f", of class {data.classes[0]}" if data.classes else ""
+    first = f", of class {text_of(data.names, data.classes[0])}" if data.classes else ""
     caption = f"E[x | z] over [-2, 2] x [-2, 2], z_1 rightwards and z_2 upwards{first}."
     return webpage.pixels(path, caption) if path.exists() else ""
 
@@ -172,10 +174,12 @@ def _traversals(folder: Path, restored: Restored, examples: Examples, result: Ev
     )
 
 
-def _scatter(folder: Path, name: str, z: np.ndarray, label: np.ndarray | None, kl: Any) -> str:
+def _scatter(
+    folder: Path, name: str, z: np.ndarray, label: np.ndarray | None, kl: Any, classes: tuple[str, ...]
+) -> str:
     points, axes, what = _plane(name, z.astype(np.float64), kl)
     colour = "" if label is None else ", coloured by label"
-    draw = partial(pictures.save_scatter, mean=points, label=label, names=axes)
+    draw = partial(pictures.save_scatter, mean=points, label=label, names=axes, classes=classes)
     return _chart(folder, draw, f"The posterior means of {len(z):,} examples{colour}: {what}.")
 
 

@@ -38,11 +38,18 @@ def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int 
 
 
 def draw_run(
-    folder: Path, restored: Restored, held_out: Examples, label: np.ndarray | None, mean: Any, seed: int = 0
+    folder: Path,
+    restored: Restored,
+    held_out: Examples,
+    label: np.ndarray | None,
+    mean: Any,
+    seed: int = 0,
+    names: tuple[str, ...] = (),
 ) -> None:
     """Draw what a model has learned, in `folder`, with the learning curves if that is the run directory.
 
-    held_out, label, mean: an evaluated split, its labels and its posterior means.
+    held_out, label, mean: an evaluated split, its labels and its posterior means. names: of the labels 0, 1, ..., if
+    they have other names than in training.
     """
     _, data, vae, params, _ = restored
     folder.mkdir(exist_ok=True)
@@ -57,7 +64,7 @@ def draw_run(
     drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(seed))
     samples(folder / "samples.png", drawn.mean, data.range)
     if isinstance(mean, np.ndarray) and mean.shape[-1] == 2:
-        pictures.save_scatter(folder / "latents.png", mean, label)
+        pictures.save_scatter(folder / "latents.png", mean, label, classes=names or data.names)
         one = condition(vae, None if context is None else context[:1])
         manifold(folder / "manifold.png", one, params, data.range)
     if (folder / "metrics.jsonl").exists():
