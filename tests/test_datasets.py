@@ -402,7 +402,6 @@ def test_own_test_split_and_refused_npz(tmp_path):
     assert "one shape and type" in refused(x_train=x, x_test=x[:, :3])
     assert "one shape and type" in refused(x_train=x, x_test=x.astype(np.float32))
     assert "one label per example, (6,)" in refused(x=x, y=y[:3])
-    assert "labels from" in refused(x=x, y=y + 2**40)
 
 
 # hostile files
