@@ -145,7 +145,9 @@ CONDITIONAL = Config(conditional=True, hidden_sizes=(8,), latent_dim=2)
 DATA = DataInfo((8, 8, 1), (0, 1, 2), (0.0, 1.0), 200, 0, 10, "0123456789abcdef", None)
 
 
-@pytest.mark.parametrize("fields", ({}, {"hierarchy": "hvae"}, {"network": "convolutional"}), ids=str)
+@pytest.mark.parametrize(
+    "fields", ({}, {"hierarchy": "hvae"}, {"network": "convolutional"}, {"network": "temporal"}), ids=str
+)
 def test_a_missing_or_needless_context_is_named(fields):
     x, label = jnp.zeros((4, *SHAPE)), jnp.zeros((4, 3))
     for conditional in (True, False):
@@ -158,7 +160,7 @@ def test_a_missing_or_needless_context_is_named(fields):
             jax.eval_shape(lambda p, vae=wrong: negative_elbo(p, jax.random.key(1), x, vae), params)
 
 
-@pytest.mark.parametrize("network", ("mlp", "convolutional"))
+@pytest.mark.parametrize("network", ("mlp", "convolutional", "temporal"))
 def test_a_built_vae_refuses_bytes_and_other_shapes(network):
     vae = build.make_vae(Config(network=network, hidden_sizes=(8,), latent_dim=2), DATA)
     params = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((4, *SHAPE)))

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from vae_jax.data import datasets, files, streaming
+from vae_jax.data.files import Reading
 from vae_jax.errors import UserError
 
 
@@ -251,8 +252,10 @@ def test_channels_first_are_recognised_where_they_cannot_be_meant_otherwise(tmp_
     np.savez(tmp_path / "a.npz", x_train=x, x_test=x)
     np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz").train.x, x.transpose(0, 2, 3, 1))
     assert f"the shape {x.shape} is taken as channels first" in capsys.readouterr().err
-    np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz", layout="nchw").train.x, x.transpose(0, 2, 3, 1))
-    np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz", layout="nhwc").train.x, x)
+    np.testing.assert_array_equal(
+        datasets.load(tmp_path / "a.npz", how=Reading("nchw")).train.x, x.transpose(0, 2, 3, 1)
+    )
+    np.testing.assert_array_equal(datasets.load(tmp_path / "a.npz", how=Reading("nhwc")).train.x, x)
     assert capsys.readouterr().err == ""
 
 
@@ -264,7 +267,7 @@ def test_a_shape_with_two_meanings_is_refused_and_the_advice_works(tmp_path, sha
     assert f"a.npy' has shape {x.shape}, which may have the channels first or last" in message
     for layout, expected in (("nchw", x.transpose(0, 2, 3, 1)), ("nhwc", x)):
         assert f"--config.layout={layout}" in message
-        assert datasets.load_whole(tmp_path / "a.npy", layout).train.x.tolist() == expected.tolist()
+        assert datasets.load_whole(tmp_path / "a.npy", Reading(layout)).train.x.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("shape", FIRST + UNCLEAR)
@@ -272,11 +275,14 @@ def test_a_stream_has_its_channels_last(tmp_path, shape):
     x = np.random.default_rng(0).random((30, *shape)).astype(np.float32)
     np.save(tmp_path / "a.npy", x)
     for layout in ("auto", "nchw"):
-        message = error(tmp_path / "a.npy", stream=True, layout=layout)
+        message = error(tmp_path / "a.npy", stream=True, how=Reading(layout))
         assert "save x.transpose(0, 2, 3, 1)" in message and "--config.layout=nhwc" in message
-    assert datasets.load(tmp_path / "a.npy", stream=True, layout="nhwc").train.x.shape[1:] == shape
+    assert datasets.load(tmp_path / "a.npy", stream=True, how=Reading("nhwc")).train.x.shape[1:] == shape
     np.save(tmp_path / "b.npy", np.ascontiguousarray(x.transpose(0, 2, 3, 1)))
-    assert datasets.load(tmp_path / "b.npy", stream=True, layout="nhwc").train.x.shape[1:] == (*shape[1:], shape[0])
+    assert datasets.load(tmp_path / "b.npy", stream=True, how=Reading("nhwc")).train.x.shape[1:] == (
+        *shape[1:],
+        shape[0],
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -488,7 +494,7 @@ def test_special_files(tmp_path):
     os.mkfifo(tmp_path / "fifo.npy")
     assert "No file or folder" in error(tmp_path / "fifo.npy")
     (tmp_path / "a.txt").write_text("hello")
-    assert "expected a .npy or .npz file" in error(tmp_path / "a.txt")
+    assert "expected a .npy, .npz, .csv, .tsv or .parquet file" in error(tmp_path / "a.txt")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -30,6 +30,7 @@ OPTIONS = {
     "mixture": {"prior_options": {"num_components": 4}},
     "vamp": {"prior_options": {"num_components": 4}},
     "convolutional": {"network_options": {"channels": [3, 4]}},
+    "temporal": {"network_options": {"channels": [3, 4]}},
     "markov": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
     "hvae": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
 }

@@ -153,6 +153,10 @@ FEATURES = {
     "class by its other name": {"python_class_name": "evil.Feature"},
     "class of old": {"type": "evil.Feature", "content": {}},
     "class within": {"pythonClassName": FEATURE, "featuresDict": {"features": {"a": {"pythonClassName": "evil.A"}}}},
+    "class in the JSON of a feature": {
+        "pythonClassName": FEATURE,
+        "jsonFeature": {"json": '{"a": {"type": "evil.Feature", "content": {}}}'},
+    },
     "class in a text": {"type": FEATURE, "content": '{"pythonClassName": "evil.Feature"}'},
     "class that runs programs": {"pythonClassName": "tensorflow_datasets.core.features.video_feature.Video"},
     "class that is a list": {"pythonClassName": ["evil.Feature"]},
@@ -169,7 +173,7 @@ def test_prepared_data_imports_nothing(case, refused, train_py, tmp_path, monkey
     (tmp_path / "evil.py").write_text("raise SystemExit('a module was imported')")
     monkeypatch.syspath_prepend(tmp_path)
     flags = train_flags(tmp_path / "run", f"--data_dir={tmp_path}", dataset="mnist")
-    check(refused(train_py.main, flags), ["which is not a feature of MNIST", "--data_dir"])
+    check(refused(train_py.main, flags), ["which is not a feature that is read here", "--data_dir"])
     assert "evil" not in sys.modules
 
 

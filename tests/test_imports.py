@@ -20,7 +20,7 @@ NEVER = {"haiku", "equinox", "numpyro", "tensorflow", "torch", "pickle"}
 ONLY_IN = {
     "flax": {"networks"},
     "orbax": {"run.arrays"},
-    "tensorflow_datasets": {"data.tfds_builders"},
+    "tensorflow_datasets": {"data.tfds_builders", "data.tfds_records"},
     "tensorboardX": {"run.tensorboard"},
 }
 

@@ -21,8 +21,13 @@ LATENTS, BATCH = 3, 5
 NETWORKS = {
     "mlp": {"hidden_sizes": (8, 6)},
     "convolutional": {"hidden_sizes": (8,), "network_options": {"channels": [4, 6]}},
+    "temporal": {"hidden_sizes": (8,), "network_options": {"channels": [4, 6]}},
 }
-SHAPES = {"mlp": ((8, 8, 1), (5,)), "convolutional": ((8, 8, 1), (7, 5, 3))}
+SHAPES = {
+    "mlp": ((8, 8, 1), (5,)),
+    "convolutional": ((8, 8, 1), (7, 5, 3)),
+    "temporal": ((7,), (1,), (5, 3), (8, 8, 1)),
+}
 LIKELIHOODS = sorted(members(likelihoods, "Likelihood"))
 POSTERIORS = sorted(members(posteriors, "Posterior"))
 PRIORS = sorted(members(priors, "Prior"))
@@ -89,7 +94,8 @@ def test_every_combination_has_its_shapes(network, shape, likelihood, posterior)
 @pytest.mark.parametrize(
     "case, shape",
     mostly_slow(
-        (("mlp", (5,)), *((case, (7, 5, 3)) for case in CONVOLUTIONAL)), lambda case: case[0] in ("mlp", "sub-pixel")
+        (("mlp", (5,)), ("temporal", (9, 3)), *((case, (7, 5, 3)) for case in CONVOLUTIONAL)),
+        lambda case: case[0] in ("mlp", "temporal", "sub-pixel"),
     ),
 )
 def test_gradients_are_finite_and_reach_every_layer(case, shape, key):
@@ -128,6 +134,35 @@ def test_blocks_are_counted_from_the_smallest_image_on():
     assert blocks(params["decoder"]) == {"_Residual_0": [(3, 3, 4, 4)], "_Residual_1": [(3, 3, 6, 6)] * 3}
 
 
+def test_a_network_over_time_is_that_of_flax_with_steps_in_their_order():
+    """[T] and [T, F, 1] have the weights and outputs of [T, F], and the encoder is nn.Conv with 'SAME' padding."""
+    from flax import linen as nn
+
+    make = lambda shape: networks.temporal(shape, 4, 2, channels=(4, 6), activation="tanh")  # noqa: E731
+    network, x = make((9, 3)), data((9, 3), BATCH)
+    params = network.encoder.init(jax.random.key(0), x, None)
+    h = x
+    for size, name in ((4, "_Kernel_0"), (6, "_Kernel_1")):
+        weights = params[name]
+        assert weights["kernel"].shape == (5, 1, h.shape[-1], size)
+        kernel = {"kernel": weights["kernel"][:, 0], "bias": weights["bias"] + 0.1}
+        params[name] = weights | {"bias": weights["bias"] + 0.1}
+        h = jnp.tanh(nn.Conv(size, (5,), 2, "SAME").apply({"params": kernel}, h))
+    expected = h.reshape(BATCH, -1) @ params["dense"]["output"]["kernel"]
+    np.testing.assert_allclose(network.encoder.apply(params, x, None), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        make((9, 3, 1)).encoder.apply(params, x[..., None], None), network.encoder.apply(params, x, None)
+    )
+    z = jnp.ones((BATCH, LATENTS))
+    decoded = {}
+    for shape in ((9, 1), (9, 1, 1), (9,)):
+        decoder = make(shape).decoder
+        decoded[shape] = decoder.apply(decoder.init(jax.random.key(0), z, None), z, None)
+        assert decoded[shape].shape == (BATCH, *shape, 2)
+    for y in decoded.values():
+        np.testing.assert_array_equal(y.reshape(BATCH, 9, 2), decoded[(9,)])
+
+
 @pytest.mark.parametrize("zoom, num_channels", ((1, 2), (2, 1), (2, 3), (4, 2)))
 def test_depth_to_space_puts_every_number_in_its_place(zoom, num_channels):
     x = np.random.default_rng(0).normal(size=(2, 3, 5, zoom * zoom * num_channels))
@@ -157,6 +192,18 @@ def test_the_decoder_starts_at_the_mean_of_the_data(case, likelihood):
     np.testing.assert_allclose(
         at_zero, expected.build(expected.init(data(shape)), expected.output_bias(average)).mean, rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("likelihood", ("gaussian_pixel", "categorical"))
+@pytest.mark.parametrize("shape", ((7,), (6, 3), (7, 3, 1), (1,)))
+def test_a_decoder_over_time_starts_at_the_average_over_time(shape, likelihood):
+    vae = build.make_vae(config("temporal", likelihood=likelihood), info(shape))
+    part, x = getattr(likelihoods, likelihood)(shape), data(shape)
+    average = part.average(x)
+    average = jnp.broadcast_to(jnp.mean(average, 0, keepdims=True), average.shape)
+    at_zero = vae.decode(start(vae, shape), jnp.zeros((1, LATENTS))).mean[0]
+    expected = part.build(part.init(x), part.output_bias(average)).mean
+    np.testing.assert_allclose(at_zero, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", (jnp.uint8, jnp.float32))
@@ -263,6 +310,8 @@ def test_gated_layers_have_half_the_outputs():
         ({"activation": "relu,tanh,relu"}, {}, ("names 3 layers", "one name or 1")),
         ({"activation": "glu", "hidden_sizes": (5,)}, {}, ("makes no model", "divisible by 2")),
         ({"network": "convolutional"}, {"shape": (5,)}, ("(5,)", "[H, W, C]")),
+        ({"network": "temporal"}, {"shape": (8, 8, 3)}, ("(8, 8, 3)", "[T], [T, F] or [T, F, 1]")),
+        ({"network": "temporal", "network_options": {"channels": []}}, {}, ("channels is []",)),
         (
             {"network": "convolutional", "network_options": {"decoder_channels": [8, 8, 8, 8]}},
             {},

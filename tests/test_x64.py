@@ -66,6 +66,7 @@ MODELS = [
         **{"objective": "iwae", "num_samples": 2, "estimator": "dreg"},
     },
     {
+        **{"network": "temporal", "network_options": {"channels": [3]}},
         "likelihood": "categorical",
         "likelihood_options": {"num_levels": 3},
         "free_bits": 0.1,

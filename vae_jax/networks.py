@@ -1,6 +1,7 @@
 """The networks that a config can name. Only this file knows that encoders and decoders are Flax Linen modules."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import NamedTuple, cast
 
@@ -15,7 +16,7 @@ from vae_jax.errors import MAX_LAYERS
 from vae_jax.xla.convolution import conv, conv_transpose
 from vae_jax.xla.products import product
 
-NAMES = ("convolutional", "mlp")  # what a config may name
+NAMES = ("convolutional", "mlp", "temporal")  # what a config may name
 
 MAX_WEIGHTS = 2**48  # of one layer: no memory holds more, and from 2^63 on XLA would end the process
 
@@ -120,6 +121,63 @@ def convolutional(
     return Network(_function(encoder), _function(decoder, after=unflatten), _output_bias)
 
 
+def temporal(
+    shape: tuple[int, ...],
+    encoder_outputs: int,
+    decoder_outputs: int,
+    *,
+    channels: Sequence[int] = (32, 64),
+    hidden_sizes: Sequence[int] = (),
+    activation: str = "relu",
+    decoder_activation: str = "",
+    init_scale: float = 1.0,
+    compute_dtype: str = "float32",
+) -> Network:
+    """Convolutions over time, 5 steps wide and of stride 2, then dense layers; the decoder mirrors them.
+
+    Sequences [T] or [T, F] may have any length T, and the F features of a step are the channels of the first
+    convolution. [T, F, 1] is taken as [T, F], since files of [N, T, F] are read as images of one channel. The other
+    arguments are as in `convolutional`. The average of the data over time sets the output bias, one for each feature.
+    """
+    if len(shape) not in (1, 2) and (len(shape) != 3 or shape[2] != 1):
+        raise ValueError(
+            f"The temporal network got examples of shape {shape}; expected sequences [T], [T, F] or [T, F, 1]."
+        )
+    if not channels:
+        raise ValueError(f"channels is {channels!r}; expected positive whole numbers.")
+    _check_scale(init_scale)
+    num, channels, hidden_sizes = len(hidden_sizes), tuple(channels), tuple(hidden_sizes)
+    image = (shape[0], 1, prod(shape[1:]))  # one pixel wide, with the features as channels
+    up, kernel_size = (channels[0], *reversed(channels)), (5, 1)
+    down_blocks, up_blocks = (0,) * len(channels), (0,) * len(up)
+    weights = (init_scale, compute_dtype)
+    encoder = _ConvEncoder(
+        channels,
+        down_blocks,
+        hidden_sizes,
+        encoder_outputs,
+        *_split_activations(activation, len(channels), num),
+        *weights,
+        kernel_size=kernel_size,
+    )
+    decoder = _ConvDecoder(
+        image,
+        len(channels),
+        up,
+        up_blocks,
+        hidden_sizes,
+        decoder_outputs,
+        *_split_activations(decoder_activation or activation, num + 1, len(channels)),
+        *weights,
+        kernel_size=kernel_size,
+    )
+    fold = lambda x: x.reshape(*x.shape[: x.ndim - len(shape)], *image)  # noqa: E731
+    unfold = lambda y: y.reshape(*y.shape[:-3], *shape, decoder_outputs)  # noqa: E731
+    return Network(
+        _function(encoder, before=fold), _function(decoder, after=unfold), partial(_output_bias, shared_axes=(0,))
+    )
+
+
 def coupling(num_outputs: int, *, hidden_size: int = 256, num_layers: int = 2) -> Function:
     """The network inside a flow's coupling layer. Its outputs begin at 0, so a new flow only reorders dimensions."""
     return _function(_MLP((hidden_size,) * num_layers, num_outputs, (jax.nn.gelu,) * num_layers, 1.0, output_scale=0.0))
@@ -176,17 +234,19 @@ class _MLP(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """A 3x3 convolution with a bias; if `output_size` is given, a transposed convolution to images of that size."""
+    """A convolution with a bias; if `output_size` is given, a transposed convolution to images of that size."""
 
     channels: int
     stride: int
     init_scale: float
     compute_dtype: str
+    kernel_size: tuple[int, int] = (3, 3)
     output_size: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _initializer(self.init_scale), (3, 3, x.shape[-1], self.channels), jnp.float32)
+        shape = (*self.kernel_size, x.shape[-1], self.channels)
+        kernel = self.param("kernel", _initializer(self.init_scale), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
         x, kernel, bias = promote_dtype(x, kernel, bias)  # nn.Dense does the same
         if self.output_size is None:
@@ -203,12 +263,14 @@ class _Residual(nn.Module):
     activation: Callable[[Array], Array]
     init_scale: float
     compute_dtype: str
+    kernel_size: tuple[int, int] = (3, 3)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for _ in range(self.num_blocks):
             # With half the variance, what many blocks add stays about as large as their input.
-            x = x + _Kernel(x.shape[-1], 1, self.init_scale / 2, self.compute_dtype)(self.activation(x))
+            weights = (self.init_scale / 2, self.compute_dtype, self.kernel_size)
+            x = x + _Kernel(x.shape[-1], 1, *weights)(self.activation(x))
         return self.activation(x)
 
 
@@ -221,15 +283,16 @@ class _ConvEncoder(nn.Module):
     dense_activations: Activations
     init_scale: float
     compute_dtype: str
+    kernel_size: tuple[int, int] = (3, 3)
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
-        weights = (self.init_scale, self.compute_dtype)
+        weights = (self.init_scale, self.compute_dtype, self.kernel_size)
         batch, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
         for size, blocks, activation in zip(self.channels, self.blocks, self.conv_activations, strict=True):
             x = _Residual(blocks, activation, *weights)(_Kernel(size, 2, *weights)(x))
         features = x.reshape(*batch, prod(x.shape[1:]))
-        dense = _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, *weights, name="dense")
+        dense = _MLP(self.hidden_sizes, self.num_outputs, self.dense_activations, *weights[:2], name="dense")
         return dense(features, context)
 
 
@@ -244,10 +307,11 @@ class _ConvDecoder(nn.Module):
     conv_activations: Activations
     init_scale: float
     compute_dtype: str
+    kernel_size: tuple[int, int] = (3, 3)
 
     @nn.compact
     def __call__(self, z: Array, context: Array | None = None) -> Array:
-        weights = (self.init_scale, self.compute_dtype)
+        weights = (self.init_scale, self.compute_dtype, self.kernel_size)
         height, width, num_channels = self.shape
         sizes = [(height, width)]  # from the output down to the smallest image
         for _ in range(self.num_halvings):
@@ -255,7 +319,7 @@ class _ConvDecoder(nn.Module):
         smallest = (*sizes[-1], self.channels[0])
         *hidden, last = self.dense_activations
         sizes_up = tuple(reversed(self.hidden_sizes))
-        dense = _MLP(sizes_up, prod(smallest), tuple(hidden), *weights, name="dense")
+        dense = _MLP(sizes_up, prod(smallest), tuple(hidden), *weights[:2], name="dense")
         x = _Residual(self.blocks[0], last, *weights)(dense(z, context).reshape(-1, *smallest))
         doubled = zip(self.channels[1:], self.blocks[1:], self.conv_activations, strict=True)
         for (size, blocks, activation), output_size in zip(doubled, sizes[-2::-1], strict=False):
@@ -266,12 +330,17 @@ class _ConvDecoder(nn.Module):
         return x.reshape(*z.shape[:-1], *x.shape[1:])
 
 
-def _output_bias(params: Params, average: Array, outputs_of: Callable[[Array], Array]) -> Params:
-    """Set the bias of the last layer: one number per output or, in a convolution, per output of a channel."""
+def _output_bias(
+    params: Params, average: Array, outputs_of: Callable[[Array], Array], shared_axes: tuple[int, ...] = (0, 1)
+) -> Params:
+    """Set the bias of the last layer: one number per output or, in a convolution, per output of a channel.
+
+    A convolution has one bias for all positions along `shared_axes`.
+    """
     size = params["output"]["bias"].size
     bias = outputs_of(average)
     if bias.size != size:
-        bias = outputs_of(jnp.mean(average, (0, 1)))
+        bias = outputs_of(jnp.mean(average, shared_axes))
     output = params["output"] | {"bias": jnp.tile(bias.reshape(-1), size // bias.size)}
     return params | {"output": output}
 

@@ -29,7 +29,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
     If --data has no splits of its own, all of its examples are taken in their order, and `options.split` becomes 'all'.
     """
     config, data = restored.config, restored.data
-    whole = datasets.load_whole(options.data, restored.config.layout) if options.data else None
+    whole = datasets.load_whole(options.data, inputs.reading_of(config)) if options.data else None
     if whole and options.split:
         raise UserError(
             f"--split is {options.split}, but {options.data} has no splits of its own: all of its examples are taken, "
@@ -74,7 +74,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
 def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
     """Load the data that --data names, or the data that the run was trained on."""
     config, data, name = restored.config, restored.data, options.data or restored.config.dataset
-    if not options.data and name not in datasets.NAMES and not Path(name).exists():
+    if not options.data and name != "digits" and not datasets.is_tfds(name) and not Path(name).exists():
         raise UserError(
             f"{name}, which the VAE was trained on, is not there. Give its new place with --data, "
             "which takes every example, or put it back for its splits."
@@ -85,7 +85,8 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
         classes=() if options.data else config.classes,
         validation_size=0 if options.data else config.validation_size,
         stream=config.stream and not options.data,
-        layout=config.layout,
+        how=inputs.reading_of(config),
+        features=() if options.data else config.features,
     )
     if not options.data and dataset.fingerprint != data.fingerprint:
         raise UserError(

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vae_jax import progress
 from vae_jax.data.files import (
+    PLAIN,
     READERS,
+    Reading,
     as_images,
     channels_last,
     check_finite,
@@ -35,9 +39,14 @@ from vae_jax.data.files import (
 from vae_jax.data.images import read_folder
 from vae_jax.data.labels import number
 from vae_jax.data.streaming import Stream, num_test, open_stream
+from vae_jax.data.tables import read_table
 from vae_jax.errors import UserError
 
+SUFFIXES = (*READERS, ".csv", ".tsv", ".parquet")
+_LISTED = ".npy, .npz, .csv, .tsv or .parquet"
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
+# NAME or NAME/CONFIG, as tensorflow-datasets (TFDS) calls its data sets.
+_TFDS_NAME = re.compile(r"[a-z]\w{0,99}(/\w[\w.+-]{0,99})?", re.ASCII | re.IGNORECASE)
 
 
 class Split(NamedTuple):
@@ -53,7 +62,7 @@ class Dataset(NamedTuple):
 
     name: str
     train: Split  # only some of the training examples, if there is a stream
-    validation: Split | None  # None if no validation split was asked for
+    validation: Split | None  # None if the data set has none of its own, and none was asked for
     test: Split
     names: tuple[str, ...] = ()  # the names of the labels 0, 1, ...; () if the labels are the numbers of the data
     stream: Stream | None = None  # every training example, if a file is read during training
@@ -86,15 +95,22 @@ def load(
     classes: Iterable[int | str] = (),
     validation_size: int = 0,
     stream: bool = False,
-    layout: str = "auto",
+    how: Reading = PLAIN,
+    features: tuple[str, ...] = (),
 ) -> Dataset:
     """Load a data set by name or from a path.
 
     name: one of
       `digits`: scikit-learn's 8x8 digits, float32 in [0, 1]; 1,500 train and 297 test, by a fixed permutation;
       `mnist`, `fashion_mnist`, `kmnist`: their own 60,000 train and 10,000 test images, uint8;
+      NAME or NAME/CONFIG: any other data set of images that TFDS (tensorflow-datasets) has prepared, as array_record
+        or TFRecord files, such as `cifar10` or `celeb_a_hq/256`; a file or folder of that path goes first. Its train,
+        test and validation splits are taken as they are; without a test split, its validation split serves as one, or
+        else the last tenth of a fixed permutation. A line on stderr names all splits that are not taken. The images,
+        uint8, must have one size; if all values are 0 and 1, they are taken as bools;
       a `.npy` file with x; an `.npz` file with x (and y, c), or with x_train and x_test (and y_train, y_test, c_train,
         c_test), where c are covariates, numbers of shape [N, C];
+      a `.csv`, `.tsv` or `.parquet` table: see `tables.read_table`;
       a folder of .png, .jpg and .jpeg files, all of one size, taken in the order of their names. Hidden files,
         sub-folders and other files are ignored. If all images are grey, C is 1; otherwise they become RGB. Each image
         is turned as its EXIF data says, and transparent parts are drawn over white.
@@ -103,25 +119,37 @@ def load(
       the shape [N, D] or are not uint8, a line on stderr says that they are taken as v/255. y has the shape [N] or
       [N, 1] and holds whole numbers, as integers or floats. Without x_test, the test split is the last tenth (at
       least one example) of a fixed permutation.
-    data_dir: where TFDS (tensorflow-datasets) finds or prepares its data; by default `TFDS_DATA_DIR`, or else
-      `~/tensorflow_datasets`. A decoded copy is kept in `$XDG_CACHE_HOME/vae_jax` or `~/.cache/vae_jax`.
+    data_dir: where TFDS finds its data, or prepares `mnist`, `fashion_mnist` and `kmnist`; by default `TFDS_DATA_DIR`,
+      or else `~/tensorflow_datasets`. A decoded copy is kept in `$XDG_CACHE_HOME/vae_jax` or `~/.cache/vae_jax`.
     classes: keep only the examples with these labels, in every split.
     validation_size: how many examples move from train to validation, after `classes` is applied: the last ones of a
-      fixed permutation. With 0, the train split keeps its order and `validation` is None.
+      fixed permutation. With 0, the train split keeps its order, and `validation` is the data set's own or None. It
+      must be 0 if the data set has a validation split and a test split of its own.
     stream: load only some training examples of a `.npy` file, and read the others during training. The file is then
       split in another way, which `streaming.open_stream` describes.
-
-    layout: where the channels of images in an own file are: 'nhwc', 'nchw', or 'auto' to see it by the shape.
+    features: of a data set of TFDS, the name of its image feature, and perhaps that of its label. By default, the only
+      image feature, and the only ClassLabel, or else the whole number that is called `label`, or else no label. Labels
+      are left out, and a line on stderr says so, if one is -1, which means that it is unknown.
+    how: how the user's own files and folders are read.
 
     Raises UserError, which names the file if there is one, if the data cannot be loaded as described.
     """
     name = os.fspath(name)
+    _check_features(features)
     if stream:
-        return _streamed(name, classes, validation_size, layout)
-    whole = _train_and_test(name, data_dir, layout)
-    train, test = _only_classes(whole, classes)
-    train, validation = _hold_out(train, validation_size)
-    return Dataset(name, train, validation, test, whole.names)
+        if features:
+            raise _no_features(name, features)
+        return _streamed(name, classes, validation_size, how.layout)
+    dataset = _only_classes(_find(name, data_dir, tuple(features), how), classes)
+    if dataset.validation is None:
+        train, validation = _hold_out(dataset.train, validation_size)
+        return dataset._replace(train=train, validation=validation)
+    if validation_size != 0:
+        raise UserError(
+            f"Got validation_size={validation_size!r}, but {name} has a validation split of its own. "
+            "Leave validation_size 0."
+        )
+    return dataset
 
 
 def absolute(name: str) -> str:
@@ -130,7 +158,15 @@ def absolute(name: str) -> str:
     return os.path.abspath(path) if name not in NAMES and os.path.exists(path) else name
 
 
-def load_whole(name: str | os.PathLike[str], layout: str = "auto") -> Dataset | None:
+def is_tfds(name: str) -> bool:
+    """Whether a name is looked for among the data sets of TFDS, since there is no file or folder of that path."""
+    path = os.path.expanduser(name)
+    if name in NAMES:
+        return name != "digits"
+    return bool(_TFDS_NAME.fullmatch(name)) and Path(path).suffix not in READERS and not os.path.exists(path)
+
+
+def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | None:
     """Load every example of the user's file or folder, in its order, as both the train and the test split.
 
     Returns None for anything else, such as the name of a data set, or a file that holds a train and a test split.
@@ -140,8 +176,17 @@ def load_whole(name: str | os.PathLike[str], layout: str = "auto") -> Dataset | 
         return None
     if path.is_dir():
         return _whole({"x": read_folder(path)}, os.fspath(name), "nhwc")
-    arrays = READERS[path.suffix](path) if path.suffix in READERS and path.is_file() else {}
-    return _whole(arrays, os.fspath(name), layout) if _named(arrays, "") else None
+    arrays = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else {}
+    return _whole(arrays, os.fspath(name), how.layout) if _named(arrays, "") else None
+
+
+def _read_file(path: Path, how: Reading) -> dict[str, np.ndarray]:
+    """The arrays x, y and c of a file of the user, by the ending of its name."""
+    if path.suffix in READERS:
+        return READERS[path.suffix](path)
+    table = read_table(path, label_column=how.label_column, covariate_columns=how.covariate_columns)
+    arrays = {"x": table.x, "y": table.label, "c": table.covariates}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _whole(arrays: dict[str, np.ndarray], name: str, layout: str) -> Dataset:
@@ -156,25 +201,73 @@ def _named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
     return {"x"} <= kinds <= {"x", "y", "c"} and arrays.keys() == full
 
 
-def _train_and_test(name: str, data_dir: str | os.PathLike[str] | None, layout: str) -> Dataset:
+def check_reading(name: str, how: Reading) -> None:
+    """Raise UserError if `how` holds what the data set `name` has no use for."""
     path = Path(os.path.expanduser(name))
-    if name == "digits":
-        return _digits()
-    if name in NAMES:
-        return _split(_tfds_arrays(name, data_dir), name, name, "nhwc")
+    kinds = {
+        "a folder of images": ("labels", "image_size", "channels", "skip_broken"),
+        "a table": ("label_column", "covariate_columns"),
+        "a .npy or .npz file": ("layout",),
+    }
+    kind = "a folder of images" if path.is_dir() and name not in NAMES else ""
+    if path.is_file() and name not in NAMES:
+        kind = "a .npy or .npz file" if path.suffix in READERS else "a table"
+    for what, fields in kinds.items():
+        for field in fields:
+            value = getattr(how, field)
+            if what != kind and value != getattr(PLAIN, field):
+                raise UserError(f"{field} is {value!r}, which is for {what}; {name!r} is not one. Leave it out.")
+
+
+def _check_features(features: tuple[str, ...]) -> None:
+    texts = isinstance(features, (tuple, list)) and all(isinstance(key, str) and key for key in features)
+    if not texts or len(features) > 2:
+        raise UserError(
+            f"Got features={str(features)[:100]!r}, expected at most two names, such as features=('image', 'label')."
+        )
+
+
+def _no_features(name: str, features: tuple[str, ...]) -> UserError:
+    return UserError(
+        f"Got features={tuple(features)}, but {name!r} is no data set of tensorflow-datasets. Leave features empty."
+    )
+
+
+def _find(name: str, data_dir: str | os.PathLike[str] | None, features: tuple[str, ...], how: Reading) -> Dataset:
+    """The train and test splits of a data set, and its validation split if it has its own."""
+    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+    if is_tfds(name):
+        directory = _newest_version(root / name)
+        if directory is None and name in NAMES:
+            from vae_jax.data import tfds_builders
+
+            directory = tfds_builders.prepare(name, root)
+        if directory is not None:
+            return _tfds(name, directory.resolve(), features)
+        _refuse_unprepared(name, root)
+    if features:
+        raise _no_features(name, features)
+    return _digits() if name == "digits" else _own(name, how)
+
+
+def _own(name: str, how: Reading) -> Dataset:
+    """The train and test splits of the user's file or folder."""
+    path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):
         return _split({"x": read_folder(path)}, name, repr(name), "nhwc")
     if os.path.isfile(path):
-        if path.suffix not in READERS:
-            raise UserError(f"Cannot read {name!r}: expected a .npy or .npz file, or a folder of PNG or JPEG images.")
-        return _split(READERS[path.suffix](path), name, repr(name), layout)
-    if os.path.basename(name) != name or path.suffix in READERS:
-        raise UserError(f"No file or folder {name!r}. Give the path of a .npy or .npz file or of a folder of images.")
-    guess = difflib.get_close_matches(name.lower(), NAMES, 1)
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"Cannot read {name!r}: expected a {_LISTED} file, or a folder of images.")
+        return _split(_read_file(path, how), name, repr(name), how.layout)
+    if os.path.basename(name) != name or path.suffix in SUFFIXES:
+        raise UserError(f"No file or folder {name!r}. Give the path of a {_LISTED} file or of a folder of images.")
+    from vae_jax.data import tfds_records
+
+    guess = difflib.get_close_matches(name.lower(), [*NAMES, *tfds_records.known_names()], 1)
     hint = f" Did you mean {guess[0]!r}?" if guess else ""
     raise UserError(
-        f"Unknown data set {name!r}.{hint} Choose one of: {', '.join(NAMES)}, "
-        "or give the path of a .npy or .npz file or of a folder of images."
+        f"Unknown data set {name!r}.{hint} Choose one of: {', '.join(NAMES)}, or a data set that "
+        f"tensorflow-datasets has prepared, or give the path of a {_LISTED} file or of a folder of images."
     )
 
 
@@ -197,18 +290,18 @@ def _take(split: Split, index: np.ndarray) -> Split:
     return Split(split.x[index], *(None if array is None else array[index] for array in split[1:]))
 
 
-def _only_classes(dataset: Dataset, classes: Iterable[int | str]) -> tuple[Split, Split]:
-    """The train and test splits with the examples of some classes alone, which are numbers or names of labels."""
-    name, kept = dataset.name, []
+def _only_classes(dataset: Dataset, classes: Iterable[int | str]) -> Dataset:
+    """The data set with the examples of some classes alone, which are numbers or names of labels."""
     if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise UserError(f"Got classes={classes!r}, expected labels, such as classes=(3, 7).")
     wanted = {value_of(dataset.names, c) for c in classes}
-    for split, part in ((dataset.train, "train"), (dataset.test, "test")):
-        if not wanted:
-            kept.append(split)
+    kept: dict[str, Any] = {}
+    for part in ("train", "validation", "test") if wanted else ():
+        split = getattr(dataset, part)
+        if split is None:
             continue
         if split.label is None:
-            raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
+            raise UserError(f"Got classes for {dataset.name!r}, which has no labels. Leave classes empty.")
         present = set(np.unique(split.label).tolist())
         if missing := wanted - present:
             shown = [
@@ -216,11 +309,11 @@ def _only_classes(dataset: Dataset, classes: Iterable[int | str]) -> tuple[Split
                 for values in (wanted, missing, present)
             ]
             raise UserError(
-                f"Got classes {shown[0]}, but the {part} split of {name!r} has no example of {shown[1]}. "
+                f"Got classes {shown[0]}, but the {part} split of {dataset.name!r} has no example of {shown[1]}. "
                 f"Choose among {shown[2]}."
             )
-        kept.append(_take(split, np.isin(split.label, sorted(wanted))))
-    return kept[0], kept[1]
+        kept[part] = _take(split, np.isin(split.label, sorted(wanted)))
+    return dataset._replace(**kept)
 
 
 def renamed(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
@@ -361,24 +454,58 @@ def _digits() -> Dataset:
     return Dataset("digits", _take(whole, order[:1500]), None, _take(whole, order[1500:]))
 
 
-def _tfds_arrays(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
-    root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
-    directory = _newest_version(root / name)
-    if directory is None:
-        from vae_jax.data import tfds_builders
+def _refuse_unprepared(name: str, root: Path) -> None:
+    """Raise UserError if `name` is a data set of TFDS that is not prepared in `root`."""
+    if configs := sorted({path.parent.parent.name for path in (root / name).glob("*/*/dataset_info.json")}):
+        raise UserError(
+            f"{name} is prepared in {root} with the configs {', '.join(configs)[:200]}. "
+            f"Choose one, such as {name}/{configs[0]}."
+        )
+    from vae_jax.data import tfds_records
 
-        directory = tfds_builders.prepare(name, root)
-    prepared = directory.resolve()
+    if name.split("/")[0] in tfds_records.known_names():
+        raise UserError(
+            f"{name!r} is no file or folder, and {root} has no {name}/VERSION/dataset_info.json, so that tensorflow-"
+            f"datasets has not prepared it there. Type: tfds build {name} --data_dir={root} (which needs TensorFlow)."
+        )
 
+
+def _tfds(name: str, directory: Path, features: tuple[str, ...]) -> Dataset:
     def read() -> dict[str, np.ndarray]:
-        from vae_jax.data import tfds_builders
+        from vae_jax.data import tfds_records
 
-        return tfds_builders.read(prepared)
+        return tfds_records.read(directory, name, features)
 
-    with reading(prepared, "a directory prepared by TFDS"):
-        files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(prepared.iterdir())]
-    key = hashlib.sha256(repr((str(prepared), files)).encode()).hexdigest()[:16]
-    return _cached(f"{name}-{prepared.name}-{key}", read)
+    with reading(directory, "a directory prepared by TFDS"):
+        paths = sorted(directory.rglob("*"))
+        files = [(str(p.relative_to(directory)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    key = hashlib.sha256(repr((str(directory), files, *([features] if features else []))).encode()).hexdigest()[:16]
+    arrays = _cached(f"{name.replace('/', '-')}-{directory.name}-{key}", read)
+
+    taken = [key.removeprefix("x_") for key in arrays if key.startswith("x_")]
+    if ignored := [split for split in _split_names(directory) if split not in taken]:
+        progress.say(f"{name}: the splits {', '.join(ignored)[:200]} are not taken, only {', '.join(taken)}.")
+    labels = [key for key in arrays if key.startswith("y_")]
+    if any(arrays[key].min() == -1 for key in labels):
+        progress.say(f"{name}: some labels are -1, which means that they are unknown, so all labels are left out.")
+        arrays = {key: x for key, x in arrays.items() if key not in labels}
+    if taken == ["train"]:
+        arrays = {key.removesuffix("_train"): x for key, x in arrays.items()}
+    elif "test" not in taken:
+        progress.say(f"{name} has no test split, so that its validation split serves as one.")
+        arrays = {key.replace("_validation", "_test"): x for key, x in arrays.items()}
+    own = {key: arrays.pop(key) for key in list(arrays) if key.endswith("_validation")}
+    dataset = _split(arrays, name, name, "nhwc")
+    if own:
+        (validation,), _ = _parts(own, ("_validation",), name, "nhwc")
+        dataset = dataset._replace(validation=validation)
+    return dataset
+
+
+def _split_names(directory: Path) -> list[str]:
+    path = directory / "dataset_info.json"
+    with reading(path, "one that TFDS has written"):
+        return [str(split["name"]) for split in json.loads(path.read_text("utf-8")).get("splits", [])]
 
 
 def _newest_version(directory: Path) -> Path | None:

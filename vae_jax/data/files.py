@@ -25,6 +25,21 @@ MAX_ARRAYS = 16  # in an .npz file: at most four are used, and an error can list
 DEFLATE_MAX_RATIO = 1032  # how many bytes one compressed byte can expand to, at most
 
 
+class Reading(NamedTuple):
+    """How the user's own files are read: the fields of the same names in a Config."""
+
+    layout: str = "auto"  # of images in arrays
+    label_column: str = ""  # of a table
+    covariate_columns: tuple[str, ...] = ()  # of a table
+    labels: bool = True  # whether the sub-folders of a folder of images are classes
+    image_size: tuple[int, ...] = ()  # of a folder of images
+    channels: int = 0  # of a folder of images
+    skip_broken: bool = False  # of a folder of images
+
+
+PLAIN = Reading()
+
+
 @contextlib.contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
     """Turn any error that a library raises for a damaged file into a UserError of one line that names the file."""

@@ -47,6 +47,12 @@ def _orientation(image: Any) -> int:
     return 1
 
 
+def check_depth(image: Any) -> None:
+    """Raise ValueError if an open image has more than 8 bits per colour."""
+    if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow silently reduces 16-bit colours to 8 bits
+        raise ValueError("it has more than 8 bits per pixel")
+
+
 def _decode(image: Any, mode: str) -> np.ndarray:
     """Decode an image as [H, W, C], uint8, turned as its EXIF data says and with transparent parts over white."""
     from PIL import Image
@@ -79,8 +85,7 @@ def read_folder(folder: Path) -> np.ndarray:
             modes.add(image.mode)
             if leads_outside(path, folder):
                 raise ValueError("it is a link out of its folder; put a copy there")
-            if image.mode[0] in "IF" or ";16" in str(image.tile):  # Pillow silently reduces 16-bit colours to 8 bits
-                raise ValueError("it has more than 8 bits per pixel")
+            check_depth(image)
             if sizes[-1] != sizes[0]:
                 raise ValueError(f"its size is {sizes[-1]}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
     mode = "L" if modes <= {"1", "L", "LA"} else "RGB"

@@ -16,7 +16,7 @@ from vae_jax.config import Config
 from vae_jax.core import Examples, to_float
 from vae_jax.data import datasets
 from vae_jax.data.datasets import Dataset, Split
-from vae_jax.data.files import check_memory
+from vae_jax.data.files import Reading, check_memory
 from vae_jax.data.scaling import Scaling, advise, measure
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
@@ -78,13 +78,15 @@ def load(
             "binarization 'static' keeps all training examples in memory, and stream is true. Set "
             "--config.binarization=dynamic."
         )
+    datasets.check_reading(config.dataset, reading_of(config))
     dataset = datasets.load(
         config.dataset,
         data_dir=data_dir,
         classes=config.classes,
         validation_size=config.validation_size,
         stream=config.stream,
-        layout=config.layout,
+        how=reading_of(config),
+        features=config.features,
     )
     if config.standardize and config.binarization != "none":
         raise UserError(
@@ -97,6 +99,10 @@ def load(
     data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)
     return Inputs(data, training_examples(dataset, config, data.classes), split, held_out, label)
+
+
+def reading_of(config: Config) -> Reading:
+    return Reading(*(getattr(config, name) for name in Reading._fields))
 
 
 def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo:

@@ -1,4 +1,4 @@
-"""Prepare and read MNIST and its relatives with tensorflow-datasets (TFDS), but without TensorFlow.
+"""Prepare MNIST and its relatives with tensorflow-datasets (TFDS), but without TensorFlow.
 
 The stock builders of TFDS need TensorFlow to unpack and parse the downloaded files; the subclasses here parse the bytes
 themselves but keep name, version, features, addresses and checksums, so every TFDS program can read what they write.
@@ -6,14 +6,10 @@ themselves but keep name, version, features, addresses and checksums, so every T
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
-import json
 import math
 import struct
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,20 +17,14 @@ from typing import Any
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 from tensorflow_datasets.image_classification import mnist as stock
 
-from vae_jax.data.files import DEFLATE_MAX_RATIO, leads_outside
+from vae_jax.data.files import DEFLATE_MAX_RATIO
+from vae_jax.data.tfds_records import quiet
 from vae_jax.errors import UserError
 
 CONNECT_SECONDS = 5.0
-MAX_FEATURES = 1 << 20  # bytes of a features.json, which has 700 for MNIST
-_READ_CHUNK = 10_000
-_FEATURES = [
-    f"tensorflow_datasets.core.features.{name}"
-    for name in ("features_dict.FeaturesDict", "image_feature.Image", "class_label_feature.ClassLabel")
-]
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -100,20 +90,6 @@ class _KMNIST(_IdxBuilder, stock.KMNIST, skip_registration=True):  # type: ignor
 BUILDERS: dict[str, type[_IdxBuilder]] = {b.name: b for b in (_IdxBuilder, _FashionMNIST, _KMNIST)}
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TFDS from logging, warning, printing and drawing progress bars within the `with` block."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        sink = io.StringIO()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def unreachable(url: str) -> str:
     """Return why `url` cannot be downloaded, or '' if its server answers within `CONNECT_SECONDS`.
 
@@ -139,7 +115,7 @@ def prepare(name: str, data_dir: Path) -> Path:
         if reason := unreachable(BUILDERS[name].urls()["train_images"]):
             raise ConnectionError(reason)
         print(f"Downloading {name} and preparing it in {data_dir} ...", file=sys.stderr)
-        with _quiet():
+        with quiet():
             builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
             # By default, TFDS first looks for a copy on Google Cloud Storage, which needs TensorFlow.
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
@@ -150,77 +126,3 @@ def prepare(name: str, data_dir: Path) -> Path:
             f"{name} is not prepared in {data_dir} and its files could not be downloaded ({reason}). "
             "Give --data_dir with a prepared copy, or train on the embedded data with --config.dataset=digits."
         ) from error
-
-
-def tfrecords(path: Path) -> Iterator[bytes]:
-    """Yield the records of a TFRECORD file. Raises ValueError if the file ends inside a record.
-
-    The checksums are not verified, because the standard library has no CRC-32C.
-    """
-    left = path.stat().st_size
-    with open(path, "rb") as file:
-        while left:
-            head = file.read(12)
-            length = int.from_bytes(head[:8], "little")
-            left -= 12 + length + 4
-            if len(head) < 12 or left < 0:
-                raise ValueError(f"{path.name} ends inside a record")
-            yield file.read(length)
-            file.seek(4, 1)
-
-
-def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    if builder.info.file_format.value == "tfrecord":
-        for path in builder.info.splits[split].filepaths:
-            for record in tfrecords(Path(path)):
-                yield builder.info.features.deserialize_example_np(record)
-    else:
-        source = builder.as_data_source(split=split)
-        for start in range(0, len(source), _READ_CHUNK):
-            yield from source.__getitems__(range(start, min(start + _READ_CHUNK, len(source))))
-
-
-def check_prepared(directory: Path) -> None:
-    """Raise ValueError if features.json names any feature that MNIST lacks: TFDS would import the module it names."""
-    path = directory / "features.json"
-    if path.stat().st_size > MAX_FEATURES:
-        raise ValueError(f"features.json has {path.stat().st_size} bytes")
-
-    def check(value: Any) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                named = key.replace("_", "").lower() in ("type", "pythonclassname")
-                if (named and item not in _FEATURES) or (key == "content" and isinstance(item, str)):
-                    raise ValueError(f"features.json names {str(item)[:100]!r}, which is not a feature of MNIST")
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            check(item)
-
-    check(json.loads(path.read_text("utf-8")))
-
-
-def read(directory: Path) -> dict[str, np.ndarray]:
-    """Return x_train, y_train, x_test and y_test of a prepared directory, from array_record or TFRECORD files.
-
-    x holds images, [N, H, W, C], uint8, and y holds labels, [N], int64, both in the order of the records. Raises
-    UserError if the directory cannot be read.
-    """
-    arrays = {}
-    try:
-        with _quiet():
-            check_prepared(directory)
-            builder = tfds.builder_from_directory(directory)
-            for split in ("train", "test"):
-                if any(leads_outside(path, directory) for path in builder.info.splits[split].filepaths):
-                    raise ValueError(f"the {split} records lie outside of it")
-                examples = list(_examples(builder, split))
-                if len(examples) != builder.info.splits[split].num_examples:
-                    raise ValueError(f"{len(examples)} {split} records do not match dataset_info.json")
-                arrays[f"x_{split}"] = np.stack([example["image"] for example in examples])
-                arrays[f"y_{split}"] = np.array([example["label"] for example in examples], np.int64)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"The prepared data in {directory} cannot be read ({reason}). "
-            "Give another --data_dir, or remove that directory to prepare it again."
-        ) from error
-    return arrays
