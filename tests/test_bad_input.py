@@ -155,7 +155,7 @@ def texts(files):
 DATA = {
     "missing file": (lambda folder: folder / "none.npy", ["No file or folder"]),
     "missing folder": (lambda folder: folder / "none", ["No file or folder"]),
-    "unknown suffix": (written("x.csv", b"1,2"), ["x.csv", "expected a .npy or .npz file"]),
+    "unknown suffix": (written("x.txt", b"1,2"), ["x.txt", "expected a .npy, .npz, .csv, .tsv or .parquet file"]),
     "empty file": (written("x.npy", b""), ["x.npy", "numpy.save"]),
     "no array": (written("x.npz", b"PK"), ["x.npz", "numpy.savez"]),
     "pickled": (saved("x.npy", np.array([[1], [1, 2]], object)), ["pickled Python objects"]),
@@ -169,7 +169,7 @@ DATA = {
     "counts": (saved("x.npy", np.full((9, 300), 178)), ["is a table of int64 from 178 to 178", "Save it as float32"]),
     "empty folder": (texts({}), ["holds no file ending in"]),
     "folder of text": (texts({"a.txt": b"a"}), ["holds no file ending in"]),
-    "no image": (texts({"a.png": b"a", "b.png": b"b"}), ["a.png", "an 8-bit PNG or JPEG image"]),
+    "no image": (texts({"a.png": b"a", "b.png": b"b"}), ["a.png", "Expected an 8-bit image"]),
     "outside [0, 1]": (
         saved("x.npy", np.full((200, 4), 7.0)),
         ["likelihood 'bernoulli' needs data in [0, 1]; the data lies in [7, 7]", "likelihood=gaussian"],

@@ -452,7 +452,11 @@ REFUSED = {
     "channels first": (saved("x.npy", np.zeros((500, 2, 6, 6))), {}, ["channels first", "x.transpose(0, 2, 3, 1)"]),
     "bits as integers": (saved("x.npy", np.eye(200, 6, dtype=np.uint8)), {}, ["Save it as bool"]),
     "outside [0, 1]": (saved("x.npy", 9 * GREY), {}, ["likelihood 'bernoulli' needs data in [0, 1]"]),
-    "classes": (saved("x.npy", GREY), {"classes": "1,2"}, ["Got classes for", "has no labels. Leave classes empty."]),
+    "classes": (
+        saved("x.npy", GREY),
+        {"classes": "1,2"},
+        ["Got classes for", "streams without labels. Leave classes empty."],
+    ),
     "conditional": (saved("x.npy", GREY), {"conditional": "true"}, ["conditional is true but the data has no labels"]),
     "validation": (saved("x.npy", GREY), {"validation_size": 450}, ["validation_size=450", "from 0 to 449"]),
     "static": (saved("x.npy", GREY), {"binarization": "static"}, ["'static' keeps", "--config.binarization=dynamic"]),

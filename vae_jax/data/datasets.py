@@ -36,7 +36,7 @@ from vae_jax.data.files import (
     reading,
     write_npz,
 )
-from vae_jax.data.images import read_folder
+from vae_jax.data.images import decoded_file, read_folder
 from vae_jax.data.labels import number
 from vae_jax.data.streaming import Stream, num_test, open_stream
 from vae_jax.data.tables import read_table
@@ -111,9 +111,7 @@ def load(
       a `.npy` file with x; an `.npz` file with x (and y, c), or with x_train and x_test (and y_train, y_test, c_train,
         c_test), where c are covariates, numbers of shape [N, C];
       a `.csv`, `.tsv` or `.parquet` table: see `tables.read_table`;
-      a folder of .png, .jpg and .jpeg files, all of one size, taken in the order of their names. Hidden files,
-        sub-folders and other files are ignored. If all images are grey, C is 1; otherwise they become RGB. Each image
-        is turned as its EXIF data says, and transparent parts are drawn over white.
+      a folder of images: see `images.read_folder`. Its sub-folders are the classes.
       x has the shape [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]. Floats become float32, and bools become 0 and
       255. Integers from 0 to 255 become uint8, but integers of shape [N, D] must be uint8 already. If integers have
       the shape [N, D] or are not uint8, a line on stderr says that they are taken as v/255. y has the shape [N] or
@@ -139,7 +137,7 @@ def load(
     if stream:
         if features:
             raise _no_features(name, features)
-        return _streamed(name, classes, validation_size, how.layout)
+        return _streamed(name, classes, validation_size, how)
     dataset = _only_classes(_find(name, data_dir, tuple(features), how), classes)
     if dataset.validation is None:
         train, validation = _hold_out(dataset.train, validation_size)
@@ -175,9 +173,16 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
     if os.fspath(name) in NAMES:  # even if a folder has this name
         return None
     if path.is_dir():
-        return _whole({"x": read_folder(path)}, os.fspath(name), "nhwc")
+        arrays, names = _read_folder(path, how)
+        return _whole(arrays, os.fspath(name), "nhwc")._replace(names=names)
     arrays = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else {}
     return _whole(arrays, os.fspath(name), how.layout) if _named(arrays, "") else None
+
+
+def _read_folder(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays x and y of a folder of images, and the names of its classes."""
+    folder = read_folder(path, how)
+    return {"x": folder.x} if folder.label is None else {"x": folder.x, "y": folder.label}, folder.classes
 
 
 def _read_file(path: Path, how: Reading) -> dict[str, np.ndarray]:
@@ -209,8 +214,8 @@ def check_reading(name: str, how: Reading) -> None:
         "a table": ("label_column", "covariate_columns"),
         "a .npy or .npz file": ("layout",),
     }
-    kind = "a folder of images" if path.is_dir() and name not in NAMES else ""
-    if path.is_file() and name not in NAMES:
+    kind = "a folder of images" if os.path.isdir(path) and name not in NAMES else ""
+    if os.path.isfile(path) and name not in NAMES:
         kind = "a .npy or .npz file" if path.suffix in READERS else "a table"
     for what, fields in kinds.items():
         for field in fields:
@@ -254,7 +259,8 @@ def _own(name: str, how: Reading) -> Dataset:
     """The train and test splits of the user's file or folder."""
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):
-        return _split({"x": read_folder(path)}, name, repr(name), "nhwc")
+        arrays, names = _read_folder(path, how)
+        return _split(arrays, name, repr(name), "nhwc")._replace(names=names)
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"Cannot read {name!r}: expected a {_LISTED} file, or a folder of images.")
@@ -271,12 +277,21 @@ def _own(name: str, how: Reading) -> Dataset:
     )
 
 
-def _streamed(name: str, classes: Iterable[int | str], validation_size: int, layout: str) -> Dataset:
+def _streamed(name: str, classes: Iterable[int | str], validation_size: int, how: Reading) -> Dataset:
     path = Path(os.path.expanduser(name))
-    if path.suffix != ".npy" or not os.path.isfile(path):
-        raise UserError(f"stream is true, but {name!r} is not a .npy file. Save x as one or set --config.stream=false.")
     if tuple(classes):
-        raise UserError(f"Got classes for {name!r}, which has no labels. Leave classes empty.")
+        raise UserError(f"Got classes for {name!r}, which streams without labels. Leave classes empty.")
+    layout = how.layout
+    if name not in NAMES and path.is_dir():
+        decoded, *_ = decoded_file(path, how)
+        if not isinstance(decoded, Path):
+            raise UserError(f"stream is true, and the images of {name!r} cannot be kept in the cache. Make room there.")
+        path, layout = decoded, "nhwc"
+    elif path.suffix != ".npy" or not os.path.isfile(path):
+        raise UserError(
+            f"stream is true, but {name!r} is not a .npy file or a folder of images. Save x as one or set "
+            "--config.stream=false."
+        )
     rows = open_rows(path, layout)
     check_layout(rows.shape, rows.dtype, f"x of {name!r}")
     _check_num(rows.shape[0], repr(name))
@@ -402,16 +417,16 @@ def _parts(
     labels: Sequence[np.ndarray | None] = [None] * len(suffixes)
     names: tuple[str, ...] = ()
     of = {suffix: {kind: f"{kind}{suffix} of {source}" for kind in "xyc"} for suffix in suffixes}
+    ys = [arrays[f"y{suffix}"] for suffix in suffixes if f"y{suffix}" in arrays]
+    for y, suffix in zip(ys, suffixes, strict=False):
+        if y.shape[:1] != (n := arrays[f"x{suffix}"].shape[:1]):
+            raise UserError(f"{of[suffix]['y']} has shape {y.shape}; expected one label per example, {n}.")
     for suffix in suffixes:
         stored = channels_last(arrays[f"x{suffix}"], layout, of[suffix]["x"])
         x, c = as_images(stored, of[suffix]["x"]), arrays.get(f"c{suffix}")
         splits.append(Split(x, None, None if c is None else _as_covariates(c, len(x), of[suffix]["c"])))
         if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
             log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, of[suffix]["x"])
-    ys = [arrays[f"y{suffix}"] for suffix in suffixes if f"y{suffix}" in arrays]
-    for y, split, suffix in zip(ys, splits, suffixes, strict=False):
-        if y.shape not in ((n := len(split.x),), (n, 1)) and y.shape[:1] != (n,):
-            raise UserError(f"{of[suffix]['y']} has shape {y.shape}; expected one label per example, ({n},).")
     if ys:
         labels, names = _as_labels(ys, [of[suffix]["y"] for suffix in suffixes])
     return [split._replace(label=label) for split, label in zip(splits, labels, strict=True)], names

@@ -1,29 +1,208 @@
-"""Read a folder of images as one array."""
+"""Read a folder of images, as people have them, as one array.
+
+The decoded copy is kept in the user's cache, so that the next start only maps it into memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.data.files import check_memory, leads_outside, reading
+from vae_jax import progress
+from vae_jax.data.files import PLAIN, Reading, check_memory, leads_outside, reading
+from vae_jax.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # which Pillow decodes itself, and safely
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MAX_LISTED = 5  # names of files in a line of the log
+_AT_ONCE = 256  # images that are decoded before they are written
+
+
+class Folder(NamedTuple):
+    """The images of a folder."""
+
+    x: np.ndarray  # [N, H, W, C], uint8
+    label: np.ndarray | None  # [N], int32, an index of `classes`; None without classes
+    classes: tuple[str, ...]  # the names of the sub-folders, in order
+
+
+class _Image(NamedTuple):
+    """What the header of an image file says."""
+
+    path: Path
+    size: tuple[int, int]  # width and height, as the image stands upright
+    mode: str
+
+
+def read_folder(folder: Path, how: Reading = PLAIN) -> Folder:
+    """Return the images of a folder and of its sub-folders, and their classes.
+
+    The sub-folders are the classes, in the order of their names, unless `how.labels` is False. An image is turned as
+    its EXIF data says, transparent parts are drawn over white, and it is scaled and cut to `how.image_size` (Lanczos).
+    Every header is checked before any image is decoded. Raises UserError, which names a file, for images that cannot be
+    read or that have two sizes.
+    """
+    path, label, classes = decoded_file(folder, how)
+    x = path if isinstance(path, np.ndarray) else np.load(path, mmap_mode="r")
+    with reading(folder, "fewer or smaller images, or --config.stream=true"):
+        check_memory(x.nbytes)
+    return Folder(x, label, classes)
+
+
+def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """The .npy file in the cache that holds the images of a folder, their labels and the classes.
+
+    The images themselves, if they cannot be kept in a file. They are read only if the folder has changed since.
+    """
+    with reading(folder, "a folder of images"):
+        paths, classes = _find(folder, how)
+        files = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    options = (how.labels, how.image_size, how.channels, how.skip_broken)
+    place = hashlib.sha256(repr((str(folder.resolve()), options)).encode()).hexdigest()[:16]
+    content = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax")
+    kept = cache / f"images-{place}-{content}.npy"
+    skipped = _skipped(kept, [name for name, *_ in files])
+    x: Path | np.ndarray = kept
+    if skipped is None:
+        x, skipped = _decode_all(folder, paths, how, kept)
+    elif skipped:
+        progress.say(f"{folder}: {_names(skipped)} cannot be read and are left out")
+    if not classes:
+        return x, None, ()
+    numbers = [classes.index(Path(name).parts[0]) for name, *_ in files if name not in skipped]
+    return x, np.array(numbers, np.int32), classes
+
+
+def _find(folder: Path, how: Reading) -> tuple[list[Path], tuple[str, ...]]:
+    """The image files of a folder, class by class, and the names of the classes. ValueError if there are none."""
+    inside = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if not inside:
+        raise ValueError(f"it holds no file ending in {', '.join(SUFFIXES)}")
+    classes = tuple(sorted({p.relative_to(folder).parts[0] for p in inside if p.parent != folder}))
+    if not classes or not how.labels:
+        return inside, ()
+    if loose := [p.name for p in inside if p.parent == folder]:
+        raise ValueError(
+            f"it holds images, such as {loose[0]!r}, beside sub-folders of images, such as {classes[0]!r}; put them in "
+            "one, or give --config.labels=false"
+        )
+    return sorted(inside, key=lambda p: (p.relative_to(folder).parts[0], p)), classes
+
+
+def _skipped(kept: Path, names: list[str]) -> list[str] | None:
+    """The files that are left out of a copy in the cache; None if there is no sound copy."""
+    try:
+        skipped = json.loads(kept.with_suffix(".json").read_text("utf-8"))
+        x = np.load(kept, mmap_mode="r")  # checks that the file is as long as its header says
+        sound = x.dtype == np.uint8 and x.ndim == 4 and len(x) == len(names) - len(skipped)
+        return skipped if sound and set(skipped) <= set(names) else None
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+
+
+def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tuple[Path | np.ndarray, list[str]]:
+    """Decode images into the file `kept`, or into memory if it cannot be written, and list those left out."""
+    broken: dict[Path, UserError] = {}
+
+    def attempt(function: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return function(path)
+        except UserError as error:
+            if not how.skip_broken:
+                raise
+            broken[path] = error
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        headers = _in_order(pool, partial(attempt, partial(_header, folder)), paths, f"reading {folder.name}")
+        images = [image for image in headers if image is not None]
+        if how.skip_broken and images:  # a header may be sound and the pixels not
+            sound = _in_order(pool, partial(attempt, _check_pixels), [i.path for i in images], "checking")
+            images = [image for image, fine in zip(images, sound, strict=True) if fine]
+        if not images:
+            raise UserError(f"{folder}: none of its {len(paths)} images can be read. {next(iter(broken.values()))}")
+        shape, mode = _shape(images, how), _mode(images, how)
+        full = (len(images), *shape, len(mode))
+        decode = partial(_decode, mode=mode, shape=shape, scaled=bool(how.image_size))
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+            x: Any = np.lib.format.open_memmap(temporary, "w+", np.uint8, full)
+        except OSError:
+            temporary = None
+            with reading(folder, "fewer or smaller images"):
+                check_memory(math.prod(full))
+            x = np.empty(full, np.uint8)
+        try:
+            decoded = _in_order(pool, decode, [image.path for image in images], f"decoding {folder.name}")
+            for row, pixels in zip(x, decoded, strict=True):
+                row[...] = pixels
+            skipped = [str(path.relative_to(folder)) for path in broken]
+            _tell(folder, images, full, skipped)
+            if temporary is None:
+                return x, skipped
+            x.flush()
+            for old in kept.parent.glob(f"{kept.name.rpartition('-')[0]}-*"):
+                old.unlink()
+            kept.with_suffix(".json").write_text(json.dumps(skipped), "utf-8")
+            os.replace(temporary, kept)
+            return kept, skipped
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[Path], Any], paths: list[Path], what: str) -> Iterator[Any]:
+    """function(path) of each path, in order. Few results are held at a time."""
+    with progress.bar(total=len(paths), unit="image", delay=2, desc=what) as bar:
+        for start in range(0, len(paths), _AT_ONCE):
+            for result in pool.map(function, paths[start : start + _AT_ONCE]):
+                bar.update()
+                yield result
+
+
+def _tell(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: list[str]) -> None:
+    """Say in one line what was read, if it is more than files of one size in one folder."""
+    sizes = {image.size for image in images}
+    count, height, width, channels = full
+    said = f"{folder}: {count} images, {'grey' if channels == 1 else 'RGB'}, {width} x {height}"
+    if sizes != {(width, height)}:
+        (least, most) = min(sizes, key=math.prod), max(sizes, key=math.prod)
+        said += f", scaled and cut from {least[0]} x {least[1]} to {most[0]} x {most[1]}"
+    if classes := {image.path.relative_to(folder).parts[0] for image in images if image.path.parent != folder}:
+        said += f", {len(classes)} sub-folders"
+    if skipped:
+        said += f"; {_names(skipped)} cannot be read and are left out"
+    if sizes != {(width, height)} or classes or skipped:
+        progress.say(said)
+
+
+def _names(skipped: list[str]) -> str:
+    more = f" and {len(skipped) - MAX_LISTED} more" if len(skipped) > MAX_LISTED else ""
+    return f"{', '.join(skipped[:MAX_LISTED])}{more}"
 
 
 @contextlib.contextmanager
 def _open_image(path: Path) -> Iterator[Any]:
     from PIL import Image
 
-    with reading(path, "an 8-bit PNG or JPEG image"), warnings.catch_warnings():
+    with reading(path, "an 8-bit image"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with Image.open(path, formats=FORMATS) as image:
             yield image
 
 
@@ -53,51 +232,65 @@ def check_depth(image: Any) -> None:
         raise ValueError("it has more than 8 bits per pixel")
 
 
-def _decode(image: Any, mode: str) -> np.ndarray:
-    """Decode an image as [H, W, C], uint8, turned as its EXIF data says and with transparent parts over white."""
+def _header(folder: Path, path: Path) -> _Image:
+    with _open_image(path) as image:
+        if leads_outside(path, folder):
+            raise ValueError("it is a link out of its folder; put a copy there")
+        check_depth(image)
+        width, height = image.size[:: -1 if _orientation(image) in (5, 6, 7, 8) else 1]
+        mode = "LA" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        return _Image(path, (width, height), mode)
+
+
+def _check_pixels(path: Path) -> bool:
+    with _open_image(path) as image:
+        image.load()
+    return True
+
+
+def _shape(images: list[_Image], how: Reading) -> tuple[int, int]:
+    """The height and width of all images. UserError if they have two sizes and `how` gives none."""
+    if how.image_size:
+        if len(how.image_size) > 2 or min(how.image_size) < 1:
+            raise UserError(f"image_size is {how.image_size}; expected 64, or 64,96 for height and width.")
+        return how.image_size[0], how.image_size[-1]
+    first = images[0]
+    for image in images:
+        if image.size != first.size:
+            raise UserError(
+                f"{str(image.path)!r} has the size {image.size[0]} x {image.size[1]}, and {str(first.path)!r} has "
+                f"{first.size[0]} x {first.size[1]}. Give --config.image_size=64, say, to scale and cut all images."
+            )
+    return first.size[1], first.size[0]
+
+
+def _mode(images: list[_Image], how: Reading) -> str:
+    if how.channels not in (0, 1, 3):
+        raise UserError(f"channels is {how.channels}; expected 1 (grey), 3 (RGB) or 0, which decides by the images.")
+    grey = how.channels == 1 or (how.channels == 0 and all(image.mode == "LA" for image in images))
+    return "L" if grey else "RGB"
+
+
+def _decode(path: Path, mode: str, shape: tuple[int, int], scaled: bool) -> np.ndarray:
+    """Decode an image as [H, W, C], uint8: upright, over white, and scaled to cover `shape`, its centre cut out."""
     from PIL import Image
 
-    image.load()
-    turn = _TURNS.get(_orientation(image))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert(mode)
-    x = np.asarray(image.transpose(Image.Transpose[turn]) if turn else image)
-    return x.reshape(*x.shape[:2], len(mode))
-
-
-def read_folder(folder: Path) -> np.ndarray:
-    """Return the images of a folder as one array, [N, H, W, C], uint8.
-
-    Each image is turned as its EXIF data says, and transparent parts are drawn over white. Every header is checked
-    before any image is decoded.
-    """
-    with reading(folder, "a folder of PNG or JPEG images"):
-        files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-        paths = sorted(p for p in files if p.is_file())
-        if not paths:
-            raise ValueError(f"it holds no file ending in {', '.join(IMAGE_SUFFIXES)}, and sub-folders are not read")
-    sizes, modes = [], set()
-    for path in paths:
-        with _open_image(path) as image:
-            sizes.append(image.size[:: -1 if _orientation(image) in (5, 6, 7, 8) else 1])
-            modes.add(image.mode)
-            if leads_outside(path, folder):
-                raise ValueError("it is a link out of its folder; put a copy there")
-            check_depth(image)
-            if sizes[-1] != sizes[0]:
-                raise ValueError(f"its size is {sizes[-1]}, but that of {str(paths[0])!r} is {sizes[0]}; resize it")
-    mode = "L" if modes <= {"1", "L", "LA"} else "RGB"
-    width, height = sizes[0]
-    shape = (len(paths), height, width, len(mode))
-    with reading(folder, "fewer or smaller images"):
-        check_memory(math.prod(shape))
-        x = np.empty(shape, np.uint8)
-    for row, path in zip(x, paths, strict=True):
-        with _open_image(path) as image:
-            decoded = _decode(image, mode)
-            if decoded.shape != row.shape:  # a PNG may store its EXIF orientation after its pixels
+    with _open_image(path) as image:
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert(mode)
+        image = image.transpose(Image.Transpose[turn]) if turn else image
+        height, width = shape
+        if image.size != (width, height):
+            if not scaled:  # a PNG may store its EXIF orientation after its pixels
                 raise ValueError("its EXIF orientation stands behind its pixels; save it turned")
-            row[...] = decoded
-    return x
+            scale = max(width / image.width, height / image.height)
+            size = tuple(
+                max(least, round(scale * side)) for least, side in zip((width, height), image.size, strict=True)
+            )
+            left, top = ((a - b) // 2 for a, b in zip(size, (width, height), strict=True))
+            image = image.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+        return np.asarray(image).reshape(height, width, len(mode))

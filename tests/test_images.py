@@ -1,0 +1,245 @@
+"""Folders of images as people have them, against what PIL.ImageOps and a plain resize give."""
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import train_flags
+from PIL import Image, ImageOps
+
+from vae_jax import load
+from vae_jax.data import datasets, images
+from vae_jax.data.files import Reading
+from vae_jax.errors import UserError
+
+TURNS = [Image.Transpose[name] for name in ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE")]
+TURNS += [Image.Transpose[name] for name in ("ROTATE_270", "TRANSVERSE", "ROTATE_90")]
+
+
+def photograph(width, height, seed=0):
+    """A smooth colour picture that looks different from every side."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([255 * x / width, 255 * y / height, 40 * seed % 200 + 50 * np.sin(x / 9)], -1)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def save(image, path, orientation=1):
+    """Write an image so that it stands upright only if it is turned as its EXIF data says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = {1: image}.get(orientation)
+    if stored is None:
+        inverse = {5: 7, 7: 5, 6: 8, 8: 6}.get(orientation, orientation)
+        inverse = orientation if orientation in (5, 7) else inverse
+        stored = image.transpose(TURNS[inverse - 2])
+    stored.save(path, exif=exif)
+
+
+def reference(path, height, width):
+    """The pixels by ImageOps: upright, scaled to cover height x width, the centre cut out."""
+    image = ImageOps.cover(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), (width, height), Image.LANCZOS)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height)), np.int32)
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def classes(tmp_path, no_cache):
+    """Nine photographs of mixed sizes and orientations in three sub-folders, one of them nested deeper."""
+    for i in range(9):
+        folder = ("b", "10", "9/deep")[i % 3]
+        width, height = (40 + 7 * i, 30 + 2 * i)
+        save(photograph(width, height, i), tmp_path / "data" / folder / f"{i}.{'png' if i % 2 else 'jpg'}", i % 8 + 1)
+    (tmp_path / "data" / "empty").mkdir()
+    (tmp_path / "data" / ".hidden").mkdir()
+    photograph(9, 9).save(tmp_path / "data" / ".hidden" / "x.png")
+    (tmp_path / "data" / "notes.txt").write_text("not an image")
+    return tmp_path / "data"
+
+
+def error(folder, **how):
+    with pytest.raises(UserError) as caught:
+        images.read_folder(folder, Reading(**how))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_sub_folders_are_classes_in_the_order_of_their_names(classes, capsys):
+    folder = images.read_folder(classes, Reading(image_size=(16,)))
+    assert folder.classes == ("10", "9", "b") and folder.label.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert folder.x.shape == (9, 16, 16, 3) and folder.x.dtype == np.uint8
+    line = capsys.readouterr().err
+    assert "9 images, RGB, 16 x 16, scaled and cut from 40 x 30 to 96 x 46, 3 sub-folders" in line
+    flat = images.read_folder(classes, Reading(image_size=(16,), labels=False))
+    assert flat.label is None and flat.classes == () and len(flat.x) == 9
+
+
+@pytest.mark.parametrize("size", [(16,), (24, 16), (16, 40)], ids=str)
+def test_pixels_are_those_of_image_ops(classes, size):
+    folder = images.read_folder(classes, Reading(image_size=size))
+    paths = [p for name in ("10", "9", "b") for p in sorted((classes / name).rglob("*.*"))]
+    for pixels, path in zip(folder.x, paths, strict=True):
+        expected = reference(path, size[0], size[-1])
+        assert np.abs(pixels - expected).max() <= 1, path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_images_stand_upright_to_the_pixel(tmp_path, no_cache, orientation, ending):
+    image = photograph(24, 16)
+    for i in range(2):
+        save(image, tmp_path / "data" / f"{i}.{ending}", orientation)
+    x = images.read_folder(tmp_path / "data").x
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "data" / f"0.{ending}")).convert("RGB")
+    np.testing.assert_array_equal(x[0], np.asarray(expected))
+    assert np.abs(x[0].astype(int) - np.asarray(image)).mean() < 6
+
+
+def test_scaling_is_lanczos_of_the_whole_image_then_a_cut(tmp_path, no_cache):
+    image = photograph(60, 40)
+    image.save(tmp_path / "a.png")
+    x = images.read_folder(tmp_path, Reading(image_size=(20,))).x[0]
+    expected = image.resize((30, 20), Image.Resampling.LANCZOS).crop((5, 0, 25, 20))
+    np.testing.assert_array_equal(x, np.asarray(expected))
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tif", "tiff", "gif", "jpeg", "PNG"])
+def test_formats(tmp_path, no_cache, ending):
+    photograph(12, 8).save(tmp_path / f"a.{ending}")
+    assert images.read_folder(tmp_path).x.shape == (1, 8, 12, 3)
+
+
+def test_transparency_lies_over_white_whatever_the_mode(tmp_path, no_cache):
+    for mode in ("RGBA", "LA"):
+        Image.new("RGBA", (4, 4), (200, 0, 0, 0)).convert(mode).save(tmp_path / f"{mode}.png")
+    Image.new("RGB", (4, 4), (200, 0, 0)).quantize(4).save(tmp_path / "P.png", transparency=0)
+    assert images.read_folder(tmp_path).x.min() == 255
+
+
+def test_channels(tmp_path, no_cache):
+    Image.new("L", (4, 4), 100).save(tmp_path / "a.png")
+    assert images.read_folder(tmp_path).x.shape[-1] == 1
+    assert images.read_folder(tmp_path, Reading(channels=3)).x.shape[-1] == 3
+    photograph(4, 4).save(tmp_path / "b.png")
+    assert images.read_folder(tmp_path).x.shape[-1] == 3
+    assert images.read_folder(tmp_path, Reading(channels=1)).x.shape[-1] == 1
+    assert "channels is 2; expected 1 (grey), 3 (RGB) or 0" in error(tmp_path, channels=2)
+
+
+def test_two_sizes_name_both_files_and_the_flag(classes):
+    message = error(classes)
+    assert "has the size" in message and message.count("/data/") == 2 and "--config.image_size=64" in message
+
+
+def test_images_beside_sub_folders_are_refused(classes):
+    photograph(9, 9).save(classes / "loose.png")
+    message = error(classes, image_size=(8,))
+    assert "'loose.png', beside sub-folders of images, such as '10'" in message and "--config.labels=false" in message
+    assert len(images.read_folder(classes, Reading(image_size=(8,), labels=False)).x) == 10
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "cut off"])
+def test_a_broken_file_is_named_or_left_out_and_listed(classes, content, capsys):
+    broken = classes / "b" / "broken.png"
+    photograph(50, 50).save(broken)
+    broken.write_bytes(broken.read_bytes()[:-60] if content is None else content)
+    assert "b/broken.png" in error(classes, image_size=(8,))
+    for _ in range(2):  # the second time from the cache
+        folder = images.read_folder(classes, Reading(image_size=(8,), skip_broken=True))
+        assert len(folder.x) == len(folder.label) == 9
+        assert "b/broken.png cannot be read and are left out" in capsys.readouterr().err
+
+
+def test_a_folder_of_broken_files_alone(tmp_path, no_cache):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert "none of its 1 images can be read" in error(tmp_path, skip_broken=True)
+
+
+def test_image_size_has_one_or_two_numbers(classes):
+    for size in ((0,), (8, 8, 3)):
+        assert "expected 64, or 64,96 for height and width" in error(classes, image_size=size)
+
+
+# the cache
+
+
+def test_the_second_start_reads_the_cache(classes, monkeypatch):
+    first = images.read_folder(classes, Reading(image_size=(8,)))
+    monkeypatch.setattr(images, "_decode", None)
+    second = images.read_folder(classes, Reading(image_size=(8,)))
+    np.testing.assert_array_equal(first.x, second.x)
+    assert second.classes == first.classes and second.label.tolist() == first.label.tolist()
+    assert isinstance(second.x, np.memmap)
+
+
+@pytest.mark.parametrize("change", ["touched", "new", "removed", "renamed"])
+def test_a_change_is_seen(classes, tmp_path, change):
+    how = Reading(image_size=(8,))
+    before = images.read_folder(classes, how)
+    path = next(iter(sorted((classes / "b").iterdir())))
+    if change == "touched":
+        photograph(77, 50, 5).save(path)
+        os.utime(path, ns=(1, 1))
+    elif change == "new":
+        photograph(20, 20).save(classes / "b" / "z.png")
+    elif change == "removed":
+        path.unlink()
+    else:
+        path.rename(classes / "10" / path.name)
+    after = images.read_folder(classes, how)
+    assert len(after.x) == len(before.x) + {"new": 1, "removed": -1}.get(change, 0)
+    assert after.x.shape != before.x.shape or not np.array_equal(after.x, before.x)
+    assert len(list((tmp_path / "cache/vae_jax").glob("images-*.npy"))) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"no array", None], ids=["empty", "text", "cut off"])
+def test_a_damaged_copy_is_made_anew(classes, tmp_path, damage):
+    how = Reading(image_size=(8,))
+    before = np.array(images.read_folder(classes, how).x)
+    (copy,) = (tmp_path / "cache/vae_jax").glob("images-*.npy")
+    copy.write_bytes(copy.read_bytes()[:500] if damage is None else damage)
+    np.testing.assert_array_equal(images.read_folder(classes, how).x, before)
+
+
+def test_without_a_cache_the_images_are_in_memory(classes, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    x = images.read_folder(classes, Reading(image_size=(8,))).x
+    assert x.shape == (9, 8, 8, 3) and not isinstance(x, np.memmap)
+    with pytest.raises(UserError, match="cannot be kept in the cache"):
+        datasets.load(classes, stream=True, how=Reading(image_size=(8,)))
+
+
+@pytest.mark.robust
+def test_memory_stays_flat_while_a_folder_is_decoded(tmp_path, no_cache):
+    for i in range(600):
+        photograph(64, 64, i).save(tmp_path / f"{i}.jpg")
+    tracemalloc.start()
+    path, *_ = images.decoded_file(tmp_path, Reading())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.load(path, mmap_mode="r").nbytes == 600 * 64 * 64 * 3 > 7e6 and peak < 5e6
+
+
+# a run
+
+
+def test_a_folder_trains_streams_and_knows_its_classes(train, classes, tmp_path, no_pictures, capsys):
+    fields = {"dataset": classes, "image_size": 8, "batch_size": 4, "num_epochs": 1, "conditional": "true"}
+    train(tmp_path / "run", likelihood="discretized_logistic", **fields)
+    data = load(tmp_path / "run").data
+    assert data.names == ("10", "9", "b") and data.classes == (0, 1, 2) and data.shape == (8, 8, 3)
+    fields |= {"conditional": "false", "stream": "true"}
+    train(tmp_path / "streamed", likelihood="discretized_logistic", **fields)
+    assert load(tmp_path / "streamed").data.num_train == 8
+
+
+def test_options_of_folders_are_refused_for_other_data(refused, train_py, tmp_path):
+    line = refused(train_py.main, train_flags(tmp_path / "run", image_size="8"))
+    assert "image_size is (8,), which is for a folder of images; 'digits' is not one" in line
