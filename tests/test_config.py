@@ -168,7 +168,8 @@ def test_recipes_load_and_name_their_command(path):
 def test_recipes_fit_their_data(path):
     """Their step, as train.py makes it, keeps the shape of the state."""
     recipe = config.load_recipe(path)
-    shape = {"digits": (8, 8, 1)}.get(recipe.dataset, (28, 28, 1))
+    shapes = {"digits": (8, 8, 1), "photos": (32, 32, 3), "breast_cancer.csv": (30,)}
+    shape = shapes.get(recipe.dataset, (28, 28, 1))
     data = inputs.DataInfo(shape, tuple(range(10)), (0.0, 1.0), 60_000, 0, 10_000, "", None)
     vae, objective = build.make_vae(recipe, data), build.make_objective(recipe)
     optimizer = build.make_optimizer(recipe, 60_000 // recipe.batch_size)
