@@ -26,7 +26,7 @@ from vae_jax.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # which Pillow decodes itself, and safely
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_LISTED = 5  # names of files in a line of the log
-_AT_ONCE = 256  # images that are decoded before they are written
+_PART, _PARTS = 16, 32  # images that a thread takes at a time, and such parts that are decoded before they are written
 
 
 class Folder(NamedTuple):
@@ -66,40 +66,48 @@ def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray,
     The images themselves, if they cannot be kept in a file. They are read only if the folder has changed since.
     """
     with reading(folder, "a folder of images"):
-        paths, classes = _find(folder, how)
-        files = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+        names, classes = _find(folder, how)
+        stats = [os.stat(folder / name) for name in names]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
     options = (how.labels, how.image_size, how.channels, how.skip_broken)
     place = hashlib.sha256(repr((str(folder.resolve()), options)).encode()).hexdigest()[:16]
     content = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax")
     kept = cache / f"images-{place}-{content}.npy"
-    skipped = _skipped(kept, [name for name, *_ in files])
+    skipped = _skipped(kept, names)
     x: Path | np.ndarray = kept
     if skipped is None:
-        x, skipped = _decode_all(folder, paths, how, kept)
+        x, skipped = _decode_all(folder, [folder / name for name in names], how, kept)
     elif skipped:
         progress.say(f"{folder}: {_names(skipped)} cannot be read and are left out")
     if not classes:
         return x, None, ()
-    numbers = [classes.index(Path(name).parts[0]) for name, *_ in files if name not in skipped]
-    return x, np.array(numbers, np.int32), classes
+    number, left_out = {name: i for i, name in enumerate(classes)}, set(skipped)
+    labels = [number[name.partition(os.sep)[0]] for name in names if name not in left_out]
+    return x, np.array(labels, np.int32), classes
 
 
-def _find(folder: Path, how: Reading) -> tuple[list[Path], tuple[str, ...]]:
-    """The image files of a folder, class by class, and the names of the classes. ValueError if there are none."""
-    inside = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if not inside:
+def _find(folder: Path, how: Reading) -> tuple[list[str], tuple[str, ...]]:
+    """The image files of a folder, relative to it, class by class, and the classes. ValueError if there are none."""
+    found = []
+    for inside, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        relative = os.path.relpath(inside, folder)
+        for name in files:
+            if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(f"{inside}/{name}"):
+                found.append(name if relative == "." else os.path.join(relative, name))
+    if not found:
         raise ValueError(f"it holds no file ending in {', '.join(SUFFIXES)}")
-    classes = tuple(sorted({p.relative_to(folder).parts[0] for p in inside if p.parent != folder}))
+    loose = sorted(name for name in found if os.sep not in name)
+    classes = tuple(sorted({name.partition(os.sep)[0] for name in found} - set(loose)))
     if not classes or not how.labels:
-        return inside, ()
-    if loose := [p.name for p in inside if p.parent == folder]:
+        return sorted(found), ()
+    if loose:
         raise ValueError(
             f"it holds images, such as {loose[0]!r}, beside sub-folders of images, such as {classes[0]!r}; put them in "
             "one, or give --config.labels=false"
         )
-    return sorted(inside, key=lambda p: (p.relative_to(folder).parts[0], p)), classes
+    return sorted(found, key=lambda name: (name.partition(os.sep)[0], name)), classes
 
 
 def _skipped(kept: Path, names: list[str]) -> list[str] | None:
@@ -115,6 +123,8 @@ def _skipped(kept: Path, names: list[str]) -> list[str] | None:
 
 def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tuple[Path | np.ndarray, list[str]]:
     """Decode images into the file `kept`, or into memory if it cannot be written, and list those left out."""
+    from PIL import Image
+
     broken: dict[Path, UserError] = {}
 
     def attempt(function: Callable[[Path], Any], path: Path) -> Any:
@@ -126,7 +136,10 @@ def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tu
             broken[path] = error
             return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # The filters of warnings are those of all threads.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         headers = _in_order(pool, partial(attempt, partial(_header, folder)), paths, f"reading {folder.name}")
         images = [image for image in headers if image is not None]
         if how.skip_broken and images:  # a header may be sound and the pixels not
@@ -137,41 +150,43 @@ def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tu
         shape, mode = _shape(images, how), _mode(images, how)
         full = (len(images), *shape, len(mode))
         decode = partial(_decode, mode=mode, shape=shape, scaled=bool(how.image_size))
+        decoded = _in_order(pool, decode, [image.path for image in images], f"decoding {folder.name}")
+        skipped = [str(path.relative_to(folder)) for path in broken]
+        _tell(folder, images, full, skipped)
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-            x: Any = np.lib.format.open_memmap(temporary, "w+", np.uint8, full)
+            file = open(temporary, "wb")  # noqa: SIM115
         except OSError:
-            temporary = None
             with reading(folder, "fewer or smaller images"):
                 check_memory(math.prod(full))
             x = np.empty(full, np.uint8)
-        try:
-            decoded = _in_order(pool, decode, [image.path for image in images], f"decoding {folder.name}")
             for row, pixels in zip(x, decoded, strict=True):
                 row[...] = pixels
-            skipped = [str(path.relative_to(folder)) for path in broken]
-            _tell(folder, images, full, skipped)
-            if temporary is None:
-                return x, skipped
-            x.flush()
+            return x, skipped
+        try:
+            with file:  # written one by one: memory holds few images at a time
+                header = {"descr": "|u1", "fortran_order": False, "shape": full}
+                np.lib.format.write_array_header_1_0(file, header)
+                for pixels in decoded:
+                    file.write(pixels.tobytes())
             for old in kept.parent.glob(f"{kept.name.rpartition('-')[0]}-*"):
                 old.unlink()
             kept.with_suffix(".json").write_text(json.dumps(skipped), "utf-8")
             os.replace(temporary, kept)
             return kept, skipped
         finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[Path], Any], paths: list[Path], what: str) -> Iterator[Any]:
     """function(path) of each path, in order. Few results are held at a time."""
+    parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
     with progress.bar(total=len(paths), unit="image", delay=2, desc=what) as bar:
-        for start in range(0, len(paths), _AT_ONCE):
-            for result in pool.map(function, paths[start : start + _AT_ONCE]):
-                bar.update()
-                yield result
+        for start in range(0, len(parts), _PARTS):
+            for results in pool.map(lambda part: [function(path) for path in part], parts[start : start + _PARTS]):
+                bar.update(len(results))
+                yield from results
 
 
 def _tell(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: list[str]) -> None:
@@ -199,11 +214,8 @@ def _names(skipped: list[str]) -> str:
 def _open_image(path: Path) -> Iterator[Any]:
     from PIL import Image
 
-    with reading(path, "an 8-bit image"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+    with reading(path, "an 8-bit image"), Image.open(path, formats=FORMATS) as image:
+        yield image
 
 
 # Pillow's name for each EXIF orientation. A camera that is held upright writes 6 or 8.
@@ -234,7 +246,7 @@ def check_depth(image: Any) -> None:
 
 def _header(folder: Path, path: Path) -> _Image:
     with _open_image(path) as image:
-        if leads_outside(path, folder):
+        if path.is_symlink() and leads_outside(path, folder):
             raise ValueError("it is a link out of its folder; put a copy there")
         check_depth(image)
         width, height = image.size[:: -1 if _orientation(image) in (5, 6, 7, 8) else 1]
