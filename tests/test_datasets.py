@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax.data import datasets, files, streaming
+from vae_jax.data import datasets, files, splits, streaming
 from vae_jax.data.files import Reading
 from vae_jax.errors import UserError
 
@@ -363,10 +363,10 @@ def test_two_splits_share_the_names_of_their_labels(tmp_path):
 )
 def test_labels_take_the_numbers_of_another_data_set_by_name(tmp_path, names, expected, every):
     data = datasets.load_whole(save(tmp_path / "a.npz", x=np.eye(4), y=np.array(["b", "c"] * 2)))
-    new = datasets.renamed(data, names)
+    new = splits.renamed(data, names)
     assert new.names == every and new.train.label.tolist() == expected * 2
     with pytest.raises(UserError, match=r"has the labels \['b', 'c'\]; expected numbers"):
-        datasets.renamed(data, ())
+        splits.renamed(data, ())
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,14 @@ def test_a_broken_file_is_named_or_left_out_and_listed(classes, content, capsys)
         assert "b/broken.png cannot be read and are left out" in capsys.readouterr().err
 
 
+def test_the_first_frame_is_taken_and_one_image_is_too_few(tmp_path, no_cache):
+    frames = [photograph(8, 6, i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert images.read_folder(tmp_path).x.shape == (1, 6, 8, 3)
+    with pytest.raises(UserError, match="holds one example, expected at least 2"):
+        datasets.load(tmp_path)
+
+
 def test_a_folder_of_broken_files_alone(tmp_path, no_cache):
     (tmp_path / "a.png").write_bytes(b"")
     assert "none of its 1 images can be read" in error(tmp_path, skip_broken=True)

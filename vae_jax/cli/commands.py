@@ -18,8 +18,8 @@ from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.data import inputs
-from vae_jax.data.datasets import value_of
 from vae_jax.data.files import write_npz, write_whole
+from vae_jax.data.splits import value_of
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
     HEAVY_TAIL,

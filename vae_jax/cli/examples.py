@@ -9,7 +9,7 @@ import numpy as np
 
 from vae_jax import build, progress
 from vae_jax.core import Examples
-from vae_jax.data import datasets, inputs
+from vae_jax.data import datasets, inputs, splits
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.run.checkpoints import Restored
@@ -38,7 +38,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
     options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
     dataset = whole or _dataset(options, restored)
     if config.conditional is True:
-        dataset = datasets.renamed(dataset, data.names)
+        dataset = splits.renamed(dataset, data.names)
     shape = dataset.train.x.shape[1:]
     if shape != data.shape:
         raise UserError(
@@ -63,7 +63,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
     if config.conditional is True and label is None:
         known = inputs.show_classes(data.classes, data.names)
         raise UserError(f"The VAE is conditional on {known}, and {dataset.name} has no labels. Give data with labels.")
-    wanted = {datasets.value_of(dataset.names, c) for c in config.classes}
+    wanted = {splits.value_of(dataset.names, c) for c in config.classes}
     if wanted and label is not None and not set(np.unique(label).tolist()) <= wanted:
         trained = ", ".join(map(str, config.classes))
         progress.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")

@@ -74,12 +74,11 @@ def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray,
     content = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
     cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax")
     kept = cache / f"images-{place}-{content}.npy"
-    skipped = _skipped(kept, names)
     x: Path | np.ndarray = kept
+    skipped, said = _kept(kept, names) or (None, "")
     if skipped is None:
-        x, skipped = _decode_all(folder, [folder / name for name in names], how, kept)
-    elif skipped:
-        progress.say(f"{folder}: {_names(skipped)} cannot be read and are left out")
+        x, skipped, said = _decode_all(folder, [folder / name for name in names], how, kept)
+    progress.say(said)
     if not classes:
         return x, None, ()
     number, left_out = {name: i for i, name in enumerate(classes)}, set(skipped)
@@ -110,19 +109,20 @@ def _find(folder: Path, how: Reading) -> tuple[list[str], tuple[str, ...]]:
     return sorted(found, key=lambda name: (name.partition(os.sep)[0], name)), classes
 
 
-def _skipped(kept: Path, names: list[str]) -> list[str] | None:
-    """The files that are left out of a copy in the cache; None if there is no sound copy."""
+def _kept(kept: Path, names: list[str]) -> tuple[list[str], str] | None:
+    """The files that a copy in the cache leaves out, and what is said of it; None if there is no sound copy."""
     try:
-        skipped = json.loads(kept.with_suffix(".json").read_text("utf-8"))
+        about = json.loads(kept.with_suffix(".json").read_text("utf-8"))
+        skipped, said = about["skipped"], str(about["said"])
         x = np.load(kept, mmap_mode="r")  # checks that the file is as long as its header says
         sound = x.dtype == np.uint8 and x.ndim == 4 and len(x) == len(names) - len(skipped)
-        return skipped if sound and set(skipped) <= set(names) else None
-    except (OSError, EOFError, ValueError, TypeError):
+        return (skipped, said) if sound and set(skipped) <= set(names) else None
+    except (OSError, EOFError, ValueError, TypeError, KeyError):
         return None
 
 
-def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tuple[Path | np.ndarray, list[str]]:
-    """Decode images into the file `kept`, or into memory if it cannot be written, and list those left out."""
+def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tuple[Path | np.ndarray, list[str], str]:
+    """Decode images into the file `kept`, or into memory, list those left out, and say what was read."""
     from PIL import Image
 
     broken: dict[Path, UserError] = {}
@@ -152,7 +152,7 @@ def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tu
         decode = partial(_decode, mode=mode, shape=shape, scaled=bool(how.image_size))
         decoded = _in_order(pool, decode, [image.path for image in images], f"decoding {folder.name}")
         skipped = [str(path.relative_to(folder)) for path in broken]
-        _tell(folder, images, full, skipped)
+        said = _said(folder, images, full, skipped)
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tu
             x = np.empty(full, np.uint8)
             for row, pixels in zip(x, decoded, strict=True):
                 row[...] = pixels
-            return x, skipped
+            return x, skipped, said
         try:
             with file:  # written one by one: memory holds few images at a time
                 header = {"descr": "|u1", "fortran_order": False, "shape": full}
@@ -172,9 +172,9 @@ def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tu
                     file.write(pixels.tobytes())
             for old in kept.parent.glob(f"{kept.name.rpartition('-')[0]}-*"):
                 old.unlink()
-            kept.with_suffix(".json").write_text(json.dumps(skipped), "utf-8")
+            kept.with_suffix(".json").write_text(json.dumps({"skipped": skipped, "said": said}), "utf-8")
             os.replace(temporary, kept)
-            return kept, skipped
+            return kept, skipped, said
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -189,8 +189,8 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[Path], Any], paths: 
                 yield from results
 
 
-def _tell(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: list[str]) -> None:
-    """Say in one line what was read, if it is more than files of one size in one folder."""
+def _said(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: list[str]) -> str:
+    """What was read, in one line."""
     sizes = {image.size for image in images}
     count, height, width, channels = full
     said = f"{folder}: {count} images, {'grey' if channels == 1 else 'RGB'}, {width} x {height}"
@@ -199,10 +199,7 @@ def _tell(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: li
         said += f", scaled and cut from {least[0]} x {least[1]} to {most[0]} x {most[1]}"
     if classes := {image.path.relative_to(folder).parts[0] for image in images if image.path.parent != folder}:
         said += f", {len(classes)} sub-folders"
-    if skipped:
-        said += f"; {_names(skipped)} cannot be read and are left out"
-    if sizes != {(width, height)} or classes or skipped:
-        progress.say(said)
+    return said + (f"; {_names(skipped)} cannot be read and are left out" if skipped else "")
 
 
 def _names(skipped: list[str]) -> str:

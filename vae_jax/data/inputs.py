@@ -14,10 +14,10 @@ from jax import Array
 
 from vae_jax.config import Config
 from vae_jax.core import Examples, to_float
-from vae_jax.data import datasets
-from vae_jax.data.datasets import Dataset, Split
+from vae_jax.data import datasets, splits
 from vae_jax.data.files import Reading, check_memory
 from vae_jax.data.scaling import Scaling, advise, measure
+from vae_jax.data.splits import Dataset, Split
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
 
@@ -266,4 +266,4 @@ def show_classes(classes: tuple[int, ...], names: tuple[str, ...] = ()) -> str:
 
 
 def _listed(labels: Iterable[int], names: tuple[str, ...]) -> str:
-    return str([datasets.text_of(names, label) for label in labels])[1:-1][:200]
+    return str([splits.text_of(names, label) for label in labels])[1:-1][:200]

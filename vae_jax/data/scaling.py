@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vae_jax import progress
-from vae_jax.data.datasets import Dataset
 from vae_jax.data.files import convert
+from vae_jax.data.splits import Dataset
 from vae_jax.errors import UserError
 
 MAX_ELEMENTS = 50_000  # run.json holds two numbers for each

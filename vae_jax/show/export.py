@@ -17,7 +17,7 @@ from jax.export import Exported
 from vae_jax import generate
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
-from vae_jax.data.datasets import text_of
+from vae_jax.data.splits import text_of
 from vae_jax.names import portable
 from vae_jax.run.arrays import named
 from vae_jax.run.checkpoints import Restored

@@ -82,6 +82,7 @@ def save_scatter(
         bar.solids.set_alpha(1)
         if few and classes:
             bar.set_ticks(range(len(classes[:10])), labels=[name[:20] for name in classes[:10]])
+            bar.ax.set_ylim(-0.5, len(classes[:10]) - 0.5)
     axis.set_xlabel(names[0])
     axis.set_ylabel(names[1])
     axis.set_aspect("equal")

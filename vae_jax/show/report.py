@@ -13,8 +13,8 @@ import numpy as np
 from vae_jax import generate
 from vae_jax.config import Config, to_json
 from vae_jax.core import Examples, condition
-from vae_jax.data.datasets import text_of
 from vae_jax.data.inputs import DataInfo
+from vae_jax.data.splits import text_of
 from vae_jax.evaluate import ACTIVE_VARIANCE, Evaluation
 from vae_jax.names import portable
 from vae_jax.run import metrics
