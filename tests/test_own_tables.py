@@ -9,6 +9,7 @@ from conftest import train_flags
 from vae_jax import load
 from vae_jax.__main__ import main
 from vae_jax.cli import console
+from vae_jax.errors import UserError
 
 HEADER = "weight,length,age,kind,place"
 
@@ -66,6 +67,21 @@ def test_labels_are_written_and_read_by_name(run, vae, csv_file, tmp_path):
         kept = every["label"] != "cat"
         np.testing.assert_array_equal(few["label"], every["label"][kept])
         np.testing.assert_allclose(few["mean"], every["mean"][kept], rtol=1e-4, atol=1e-5)
+
+
+def test_columns_are_matched_by_their_names(run, vae, csv_file, tmp_path):
+    rows = [row.split(",") for row in csv_file.read_text().splitlines()]
+    (tmp_path / "swapped.csv").write_text("\n".join(",".join([row[2], row[4], row[0], row[3], row[1]]) for row in rows))
+    for data, name in ((csv_file, "x"), (tmp_path / "swapped.csv", "y")):
+        vae("encode", run, f"--data={data}", f"--out={tmp_path}/{name}.npz")
+    with np.load(tmp_path / "x.npz") as x, np.load(tmp_path / "y.npz") as y:
+        np.testing.assert_array_equal(x["mean"], y["mean"])
+    (tmp_path / "other.csv").write_text(csv_file.read_text().replace("weight", "mass"))
+    argv = ["encode", str(run), f"--data={tmp_path}/other.csv", f"--out={tmp_path}/z.npz"]
+    assert console.run(main, argv) == 2
+    assert not (tmp_path / "z.npz").exists()
+    with pytest.raises(UserError, match=r"has other columns than the table of the training \('mass', 'weight'\)"):
+        main(argv)
 
 
 def test_an_unknown_class_is_named(run, csv_file, tmp_path, capsys):

@@ -111,6 +111,7 @@ def test_run_directory_describes_itself(digits_run):
         "data_dir": found and os.path.abspath(found),
         "num_covariates": 0,
         "names": [],
+        "columns": [],
         "scaling": None,
     }
     assert run["versions"]["jax"] == jax.__version__ and run["versions"]["python"] == sys.version.split()[0]

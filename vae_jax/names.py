@@ -71,7 +71,7 @@ def find(name: str) -> Any:
     module = _execute(os.path.abspath(where), _read(where)) if _is_file(where) else _import(where)
     if hasattr(module, attribute):
         return getattr(module, attribute)
-    functions = sorted(n for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__)
+    functions = sorted(n for n, f in vars(module).items() if n[0] != "_" and callable(f))
     raise unknown(f"name in {where}:", attribute, tuple(functions) or ("(it defines no function)",))
 
 

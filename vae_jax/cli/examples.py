@@ -36,7 +36,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
             "in their order. Leave --split out."
         )
     options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
-    dataset = whole or _dataset(options, restored)
+    dataset = splits.in_order(whole or _dataset(options, restored), data.columns)
     if config.conditional is True:
         dataset = splits.renamed(dataset, data.names)
     shape = dataset.train.x.shape[1:]
@@ -82,7 +82,7 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
     dataset = datasets.load(
         name,
         data_dir=options.data_dir or _known_dir(data, config.dataset),
-        classes=() if options.data else config.classes,
+        classes=config.classes if name == config.dataset else (),
         validation_size=0 if options.data else config.validation_size,
         stream=config.stream and not options.data,
         how=inputs.reading_of(config),

@@ -143,8 +143,8 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
     if path.is_dir():
         arrays, names = _read_folder(path, how)
         return whole(arrays, os.fspath(name), "nhwc")._replace(names=names)
-    arrays = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else {}
-    return whole(arrays, os.fspath(name), how.layout) if named(arrays, "") else None
+    arrays, columns = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else ({}, ())
+    return whole(arrays, os.fspath(name), how.layout)._replace(columns=columns) if named(arrays, "") else None
 
 
 def _read_folder(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -153,13 +153,13 @@ def _read_folder(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple
     return {"x": folder.x} if folder.label is None else {"x": folder.x, "y": folder.label}, folder.classes
 
 
-def _read_file(path: Path, how: Reading) -> dict[str, np.ndarray]:
-    """The arrays x, y and c of a file of the user, by the ending of its name."""
+def _read_file(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays x, y and c of a file of the user, by the ending of its name, and the names of a table's columns."""
     if path.suffix in READERS:
-        return READERS[path.suffix](path)
+        return READERS[path.suffix](path), ()
     table = read_table(path, label_column=how.label_column, covariate_columns=how.covariate_columns)
     arrays = {"x": table.x, "y": table.label, "c": table.covariates}
-    return {name: array for name, array in arrays.items() if array is not None}
+    return {name: array for name, array in arrays.items() if array is not None}, table.columns
 
 
 def check_reading(name: str, how: Reading) -> None:
@@ -220,7 +220,8 @@ def _own(name: str, how: Reading) -> Dataset:
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"Cannot read {name!r}: expected a {_LISTED} file, or a folder of images.")
-        return split_by_names(_read_file(path, how), name, repr(name), how.layout)
+        arrays, columns = _read_file(path, how)
+        return split_by_names(arrays, name, repr(name), how.layout)._replace(columns=columns)
     if os.path.basename(name) != name or path.suffix in SUFFIXES:
         raise UserError(f"No file or folder {name!r}. Give the path of a {_LISTED} file or of a folder of images.")
     from vae_jax.data import tfds_records

@@ -40,6 +40,7 @@ class DataInfo(NamedTuple):
     data_dir: str | None  # where tensorflow-datasets keeps its data, if that was given
     num_covariates: int = 0  # C, of the covariates that a conditional VAE takes in place of labels
     names: tuple[str, ...] = ()  # of the labels 0, 1, ...; () if the labels are the numbers of the data
+    columns: tuple[str, ...] = ()  # the names of the columns of a table
     scaling: Scaling | None = None  # of `standardize`: the mean and the standard deviation of each element of x
 
     @property
@@ -118,6 +119,7 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
         None if data_dir is None else str(Path(data_dir).absolute()),
         0 if config.conditional != "covariates" else _covariates(dataset, dataset.train).shape[1],
         dataset.names if len(dataset.names) <= MAX_NAMES or config.conditional is True else (),
+        dataset.columns,
         measure(dataset) if config.standardize else None,
     )
 

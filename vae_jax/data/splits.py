@@ -30,6 +30,7 @@ class Dataset(NamedTuple):
     validation: Split | None  # None if the data set has none of its own, and none was asked for
     test: Split
     names: tuple[str, ...] = ()  # the names of the labels 0, 1, ...; () if the labels are the numbers of the data
+    columns: tuple[str, ...] = ()  # the names of the columns of a table
     stream: Stream | None = None  # every training example, if a file is read during training
 
     @property
@@ -117,6 +118,21 @@ def renamed(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
 
     validation = None if dataset.validation is None else of(dataset.validation)
     return dataset._replace(train=of(dataset.train), validation=validation, test=of(dataset.test), names=every)
+
+
+def in_order(dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+    """The table with its columns in the order of `columns`. Raises UserError if it has others."""
+    if not columns or not dataset.columns or dataset.columns == columns:
+        return dataset
+    if sorted(dataset.columns) != sorted(columns):
+        other = [*(set(columns) - {*dataset.columns}), *(set(dataset.columns) - {*columns})]
+        raise UserError(
+            f"{dataset.name} has other columns than the table of the training ({str(sorted(other))[1:-1][:200]}). Give "
+            f"these: {', '.join(columns)[:300]}."
+        )
+    index = [dataset.columns.index(name) for name in columns]
+    kept: list[Any] = [None if split is None else split._replace(x=split.x[:, index]) for split in dataset[1:4]]
+    return dataset._replace(train=kept[0], validation=kept[1], test=kept[2], columns=columns)
 
 
 def value_of(names: tuple[str, ...], text: int | str) -> int | str:

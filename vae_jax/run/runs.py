@@ -214,10 +214,14 @@ def _checked(data: DataInfo) -> DataInfo:
         if not (len(shift) == len(scale) == prod(shape) and all(map(isfinite, (*shift, *scale))) and min(scale) > 0):
             raise ValueError(f"the scaling is not of {prod(shape)} numbers and as many positive ones")
         data = data._replace(scaling=(shift, scale))
+    if not all(isinstance(name, str) for name in data.columns):
+        raise TypeError("the names of the columns are not text")
     too_few = data.names and max(classes, default=0) >= len(data.names)
     if too_few or not all(isinstance(name, str) for name in data.names):
         raise ValueError("the names of the labels are not text, or too few")
-    return data._replace(shape=shape, classes=classes, range=(low, high), names=tuple(data.names))
+    return data._replace(
+        shape=shape, classes=classes, range=(low, high), names=tuple(data.names), columns=tuple(data.columns)
+    )
 
 
 def _is_same(run_dir: Path, config: Config, data: DataInfo, code: dict[str, str]) -> bool:

@@ -33,7 +33,7 @@ def save(directory: str | Path, params: Any, metadata: Mapping[str, Any] | None 
             what = f"a key {leaf.dtype}" if hasattr(leaf, "dtype") else f"a {type(leaf).__name__}"
             raise UserError(f"params holds {what} at {name!r}; expected arrays. Save jax.random.key_data of a key.")
     try:
-        text = json.dumps(dict(metadata or {}), indent=2, allow_nan=False)
+        text = json.dumps(dict(metadata or {}), indent=2, allow_nan=False, default=_number)
     except (TypeError, ValueError) as error:
         raise UserError(f"metadata cannot be written as JSON ({error}). Give text, finite numbers and lists.") from None
     new = directory.with_name(f".{directory.name}.{os.getpid()}.new")
@@ -45,6 +45,13 @@ def save(directory: str | Path, params: Any, metadata: Mapping[str, Any] | None 
         new.rename(directory)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _number(value: Any) -> Any:
+    """The number in an array without axes, as `state.step` is one."""
+    if getattr(value, "shape", None) != ():
+        raise TypeError(f"it holds a {type(value).__name__}")
+    return value.item()
 
 
 def load(directory: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
