@@ -82,7 +82,7 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
     dataset = datasets.load(
         name,
         data_dir=options.data_dir or _known_dir(data, config.dataset),
-        classes=config.classes if name == config.dataset else (),
+        classes=() if options.data else config.classes,
         validation_size=0 if options.data else config.validation_size,
         stream=config.stream and not options.data,
         how=inputs.reading_of(config),
