@@ -381,7 +381,8 @@ DATA = {
     ),
     "link out of the folder": (images(png(), links=["../outside.png"]), ["is a link out of its folder; put a copy"]),
     "link to a device": (images(links=["/dev/zero"]), ["holds no file ending in"]),
-    "link to itself": (images(links=["link0.png"]), ["holds no file ending in"]),
+    "link to itself": (images(links=["link0.png"]), ["link0.png", "Expected an 8-bit image"]),
+    "link to nothing": (images(png(), links=["gone.png"]), ["link0.png", "Expected an 8-bit image"]),
     "pipe": (images(device="a.png"), ["holds no file ending in"]),
 }
 

@@ -1,7 +1,12 @@
 """Folders of images as people have them, against what PIL.ImageOps and a plain resize give."""
 
+import errno
 import os
+import threading
+import time
 import tracemalloc
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +179,84 @@ def test_image_size_has_one_or_two_numbers(classes):
         assert "expected 64, or 64,96 for height and width" in error(classes, image_size=size)
 
 
+def test_files_left_out_are_listed_in_order_and_without_control_characters(tmp_path, no_cache, capsys):
+    photograph(8, 8).save(tmp_path / "0.png")
+    for i in range(300):  # threads find them in any order
+        (tmp_path / f"b{i:03}.png").write_bytes(b"x" * (i % 3))
+    (tmp_path / "a\n\x1b[31m.png").write_bytes(b"")
+    images.read_folder(tmp_path, Reading(skip_broken=True))
+    assert (
+        r"; 'a\n\x1b[31m.png', b000.png, b001.png, b002.png, b003.png and 296 more cannot be" in capsys.readouterr().err
+    )
+
+
+def test_sub_folders_that_cannot_be_read_are_named(classes, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "data/b': Permission denied" in error(classes, image_size=(8,))
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (classes / "linked").symlink_to(classes / "b")
+    assert "data/linked': it is a link to a folder; put the folder itself there" in error(classes, image_size=(8,))
+
+
+def test_a_broken_link_and_a_link_out_are_named_or_left_out(classes, tmp_path, capsys):
+    photograph(9, 9).save(tmp_path / "outside.png")
+    for name, target in (("gone", "nowhere.png"), ("out", "../../outside.png")):
+        link = classes / "b" / f"{name}.png"
+        link.symlink_to(target)
+        assert f"b/{name}.png" in error(classes, image_size=(8,))
+        link.rename(classes / "b" / f"{name}.kept")
+    for name in ("gone", "out"):
+        (classes / "b" / f"{name}.kept").rename(classes / "b" / f"{name}.png")
+    assert len(images.read_folder(classes, Reading(image_size=(8,), skip_broken=True)).x) == 9
+    assert "b/gone.png, b/out.png cannot be read and are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(2_000_000, 1), (1, 2_000_000)], ids=str)
+def test_only_the_centre_of_a_very_long_image_is_computed(tmp_path, no_cache, size):
+    Image.new("L", size, 77).save(tmp_path / "a.png")  # the whole of it, scaled, would have 8 GB
+    x = images.read_folder(tmp_path, Reading(image_size=(64,))).x
+    assert x.shape == (1, 64, 64, 1) and (x == 77).all()
+
+
+def test_an_orientation_behind_the_pixels_of_a_png(tmp_path, no_cache):
+    save(photograph(12, 8), tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    start = content.find(b"eXIf") - 4  # that which Pillow has written stands before the pixels
+    if start > 0:
+        content = content[:start] + content[start + 12 + int.from_bytes(content[start : start + 4], "big") :]
+    (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])
+    assert "stands behind its pixels" in error(tmp_path)
+    for how in (Reading(image_size=(12, 8)), Reading(skip_broken=True)):  # every image is decoded to check it
+        x = images.read_folder(tmp_path, how).x[0]
+        np.testing.assert_array_equal(x, np.asarray(photograph(12, 8).transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_an_error_ends_the_decoding(tmp_path, no_cache, monkeypatch):
+    decoded = []
+
+    def decode(path, **kwargs):
+        decoded.append(path)
+        raise UserError("broken")
+
+    for i in range(200):
+        Image.new("L", (1, 1)).save(tmp_path / f"{i}.bmp")
+    monkeypatch.setattr(images, "_decode", decode)
+    assert error(tmp_path) == "broken"
+    assert len(decoded) < 200 and not list((tmp_path / "cache/vae_jax").iterdir())
+
+
 # the cache
 
 
@@ -206,7 +289,7 @@ def test_a_change_is_seen(classes, tmp_path, change):
     assert len(list((tmp_path / "cache/vae_jax").glob("images-*.npy"))) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"no array", None], ids=["empty", "text", "cut off"])
+@pytest.mark.parametrize("damage", [b"", b"no array", b"PK\3\4", None], ids=["empty", "text", "zip", "cut off"])
 def test_a_damaged_copy_is_made_anew(classes, tmp_path, damage):
     how = Reading(image_size=(8,))
     before = np.array(images.read_folder(classes, how).x)
@@ -222,6 +305,76 @@ def test_without_a_cache_the_images_are_in_memory(classes, monkeypatch, tmp_path
     assert x.shape == (9, 8, 8, 3) and not isinstance(x, np.memmap)
     with pytest.raises(UserError, match="cannot be kept in the cache"):
         datasets.load(classes, stream=True, how=Reading(image_size=(8,)))
+
+
+def test_a_copy_of_another_size_is_made_anew(classes, tmp_path):
+    how = Reading(image_size=(8,))
+    images.read_folder(classes, how)
+    (copy,) = (tmp_path / "cache/vae_jax").glob("images-*.npy")
+    for wrong in (np.zeros((9, 9, 8, 3), np.uint8), np.zeros((9, 8, 8, 2), np.uint8), np.zeros((9, 8, 8, 3))):
+        np.save(copy, wrong)
+        x = images.read_folder(classes, how).x
+        assert x.shape == (9, 8, 8, 3) and x.dtype == np.uint8 and x.any()
+
+
+def test_on_a_full_disk_the_images_are_in_memory(classes, tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    expected = np.array(images.read_folder(classes, Reading(image_size=(64,))).x)
+    for copy in (tmp_path / "cache/vae_jax").iterdir():
+        copy.unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        x = images.read_folder(classes, Reading(image_size=(64,))).x
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    np.testing.assert_array_equal(x, expected)
+    assert not isinstance(x, np.memmap) and not list((tmp_path / "cache/vae_jax").iterdir())
+    assert "File too large. The images are decoded into memory, at each start." in capsys.readouterr().err
+
+
+def test_two_starts_at_once_share_a_copy(classes, monkeypatch):
+    """One start does not replace the copy that the other streams from."""
+    how, kept = Reading(image_size=(8,)), images._kept
+    path, *_ = images.decoded_file(classes, how)
+    before = os.stat(path)
+    answers = iter([None])  # as if the copy had come into being while this start decoded
+    monkeypatch.setattr(images, "_kept", lambda *args: next(answers, kept(*args)))
+    assert images.decoded_file(classes, how)[0] == path
+    assert (os.stat(path).st_mtime_ns, os.stat(path).st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_copies_left_over_from_a_crash_are_removed(classes):
+    how = Reading(image_size=(8,))
+    path, *_ = images.decoded_file(classes, how)
+    left_over, growing = (path.with_name(f".{path.name}.{i}.tmp") for i in range(2))
+    left_over.write_bytes(b"")
+    growing.write_bytes(b"")
+    os.utime(left_over, (1, 1))
+    path.unlink()
+    images.decoded_file(classes, how)
+    assert not left_over.exists() and growing.exists()
+
+
+def test_few_images_wait_for_a_slow_disk(monkeypatch):
+    monkeypatch.setattr(images, "_THREADS", 2)
+    lock, waiting, most = threading.Lock(), 0, 0
+
+    def decode(path):
+        nonlocal waiting, most
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+        return path
+
+    paths = [Path(str(i)) for i in range(200)]
+    with images.ThreadPoolExecutor(2) as pool:
+        for i, path in enumerate(images._in_order(pool, decode, paths, "", size=8 << 20)):
+            time.sleep(0.001)
+            with lock:
+                waiting -= 1
+            assert path == paths[i]
+    assert most <= 11  # 64 MB, and the part that is being written
 
 
 @pytest.mark.robust

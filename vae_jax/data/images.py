@@ -5,14 +5,17 @@ The decoded copy is kept in the user's cache, so that the next start only maps i
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +29,10 @@ from vae_jax.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # which Pillow decodes itself, and safely
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_LISTED = 5  # names of files in a line of the log
-_PART, _PARTS = 16, 32  # images that a thread takes at a time, and such parts that are decoded before they are written
+_THREADS = os.cpu_count() or 1
+_PART, _HELD = 16, 512  # images that a thread takes at a time, and that wait to be written, at most
+_HELD_BYTES = 64 << 20  # of those that wait, if that is more than two for each thread
+_LEFT_OVER = 3600  # seconds after which an unfinished copy that no longer grows is taken as left over from a crash
 
 
 class Folder(NamedTuple):
@@ -54,7 +60,7 @@ def read_folder(folder: Path, how: Reading = PLAIN) -> Folder:
     read or that have two sizes.
     """
     path, label, classes = decoded_file(folder, how)
-    x = path if isinstance(path, np.ndarray) else np.load(path, mmap_mode="r")
+    x = path if isinstance(path, np.ndarray) else np.lib.format.open_memmap(path, mode="r")
     with reading(folder, "fewer or smaller images, or --config.stream=true"):
         check_memory(x.nbytes)
     return Folder(x, label, classes)
@@ -67,7 +73,7 @@ def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray,
     """
     with reading(folder, "a folder of images"):
         names, classes = _find(folder, how)
-        stats = [os.stat(folder / name) for name in names]
+        stats = [_stat(f"{folder}/{name}") for name in names]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
     options = (how.labels, how.image_size, how.channels, how.skip_broken)
     place = hashlib.sha256(repr((str(folder.resolve()), options)).encode()).hexdigest()[:16]
@@ -75,9 +81,9 @@ def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray,
     cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "vae_jax")
     kept = cache / f"images-{place}-{content}.npy"
     x: Path | np.ndarray = kept
-    skipped, said = _kept(kept, names) or (None, "")
+    skipped, said = _kept(kept, names, how) or (None, "")
     if skipped is None:
-        x, skipped, said = _decode_all(folder, [folder / name for name in names], how, kept)
+        x, skipped, said = _decode_all(folder, names, how, kept)
     progress.say(said)
     if not classes:
         return x, None, ()
@@ -89,11 +95,14 @@ def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray,
 def _find(folder: Path, how: Reading) -> tuple[list[str], tuple[str, ...]]:
     """The image files of a folder, relative to it, class by class, and the classes. ValueError if there are none."""
     found = []
-    for inside, folders, files in os.walk(folder):
+    for inside, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if name[0] != "."]
+        for path in (f"{inside}/{name}" for name in folders):
+            if os.path.islink(path):  # os.walk passes over it, and a class would be missing
+                raise UserError(f"Cannot read {path!r}: it is a link to a folder; put the folder itself there.")
         relative = os.path.relpath(inside, folder)
         for name in files:
-            if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(f"{inside}/{name}"):
+            if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES and _is_file(f"{inside}/{name}"):
                 found.append(name if relative == "." else os.path.join(relative, name))
     if not found:
         raise ValueError(f"it holds no file ending in {', '.join(SUFFIXES)}")
@@ -109,22 +118,38 @@ def _find(folder: Path, how: Reading) -> tuple[list[str], tuple[str, ...]]:
     return sorted(found, key=lambda name: (name.partition(os.sep)[0], name)), classes
 
 
-def _kept(kept: Path, names: list[str]) -> tuple[list[str], str] | None:
+def _refuse(error: OSError) -> None:
+    raise UserError(f"Cannot read {str(error.filename)!r}: {error.strerror}. Expected a folder of images.") from error
+
+
+def _is_file(path: str) -> bool:
+    """Whether a path is a file, or a link that leads nowhere, which counts as a broken file."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
+def _stat(path: str) -> os.stat_result:
+    return os.stat(path) if os.path.exists(path) else os.lstat(path)
+
+
+def _kept(kept: Path, names: list[str], how: Reading) -> tuple[list[str], str] | None:
     """The files that a copy in the cache leaves out, and what is said of it; None if there is no sound copy."""
     try:
         about = json.loads(kept.with_suffix(".json").read_text("utf-8"))
         skipped, said = about["skipped"], str(about["said"])
-        x = np.load(kept, mmap_mode="r")  # checks that the file is as long as its header says
-        sound = x.dtype == np.uint8 and x.ndim == 4 and len(x) == len(names) - len(skipped)
+        x = np.lib.format.open_memmap(kept, mode="r")  # checks that the file is as long as its header says
+        sound = x.dtype == np.uint8 and x.ndim == 4 and len(x) == len(names) - len(skipped) and x.flags.c_contiguous
+        size = (how.image_size[0], how.image_size[-1]) if how.image_size else x.shape[1:3]
+        sound = sound and x.shape[1:3] == size and x.shape[3] in ((how.channels,) if how.channels else (1, 3))
         return (skipped, said) if sound and set(skipped) <= set(names) else None
     except (OSError, EOFError, ValueError, TypeError, KeyError):
         return None
 
 
-def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tuple[Path | np.ndarray, list[str], str]:
+def _decode_all(folder: Path, names: list[str], how: Reading, kept: Path) -> tuple[Path | np.ndarray, list[str], str]:
     """Decode images into the file `kept`, or into memory, list those left out, and say what was read."""
     from PIL import Image
 
+    paths = [folder / name for name in names]
     broken: dict[Path, UserError] = {}
 
     def attempt(function: Callable[[Path], Any], path: Path) -> Any:
@@ -137,63 +162,93 @@ def _decode_all(folder: Path, paths: list[Path], how: Reading, kept: Path) -> tu
             return None
 
     # The filters of warnings are those of all threads.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        headers = _in_order(pool, partial(attempt, partial(_header, folder)), paths, f"reading {folder.name}")
+        check = partial(attempt, partial(_header, folder, load=how.skip_broken))
+        headers = _in_order(pool, check, paths, f"reading {_printable(folder.name)}")
         images = [image for image in headers if image is not None]
-        if how.skip_broken and images:  # a header may be sound and the pixels not
-            sound = _in_order(pool, partial(attempt, _check_pixels), [i.path for i in images], "checking")
-            images = [image for image, fine in zip(images, sound, strict=True) if fine]
+        left_out = [path for path in paths if path in broken]  # the order in `broken` is that of the threads
         if not images:
-            raise UserError(f"{folder}: none of its {len(paths)} images can be read. {next(iter(broken.values()))}")
+            raise UserError(f"{str(folder)!r}: none of its {len(paths)} images can be read. {broken[left_out[0]]}")
         shape, mode = _shape(images, how), _mode(images, how)
         full = (len(images), *shape, len(mode))
-        decode = partial(_decode, mode=mode, shape=shape, scaled=bool(how.image_size))
-        decoded = _in_order(pool, decode, [image.path for image in images], f"decoding {folder.name}")
-        skipped = [str(path.relative_to(folder)) for path in broken]
+        skipped = [str(path.relative_to(folder)) for path in left_out]
         said = _said(folder, images, full, skipped)
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+
+        def rows() -> Iterator[np.ndarray]:
+            decode = partial(_decode, mode=mode, shape=shape, scaled=bool(how.image_size))
+            what = f"decoding {_printable(folder.name)}"
+            return _in_order(pool, decode, [image.path for image in images], what, math.prod(full[1:]))
+
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            file = open(temporary, "wb")  # noqa: SIM115
-        except OSError:
-            with reading(folder, "fewer or smaller images"):
-                check_memory(math.prod(full))
-            x = np.empty(full, np.uint8)
-            for row, pixels in zip(x, decoded, strict=True):
-                row[...] = pixels
-            return x, skipped, said
-        try:
-            with file:  # written one by one: memory holds few images at a time
-                header = {"descr": "|u1", "fortran_order": False, "shape": full}
-                np.lib.format.write_array_header_1_0(file, header)
-                for pixels in decoded:
-                    file.write(pixels.tobytes())
-            for old in kept.parent.glob(f"{kept.name.rpartition('-')[0]}-*"):
-                old.unlink()
-            kept.with_suffix(".json").write_text(json.dumps({"skipped": skipped, "said": said}), "utf-8")
-            os.replace(temporary, kept)
+            _write(kept, full, rows(), lambda: _kept(kept, names, how) is None, {"skipped": skipped, "said": said})
             return kept, skipped, said
-        finally:
-            temporary.unlink(missing_ok=True)
+        except OSError as error:  # the cache is read-only or full
+            reason = error.strerror or str(error)
+        with reading(folder, "fewer or smaller images"):
+            check_memory(math.prod(full))
+        progress.say(f"Cannot write {str(kept.parent)!r}: {reason}. The images are decoded into memory, at each start.")
+        x = np.empty(full, np.uint8)
+        for row, pixels in zip(x, rows(), strict=True):
+            row[...] = pixels
+        return x, skipped, said
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[Path], Any], paths: list[Path], what: str) -> Iterator[Any]:
-    """function(path) of each path, in order. Few results are held at a time."""
-    parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
+def _write(
+    kept: Path, full: tuple[int, ...], rows: Iterator[np.ndarray], needed: Callable[[], bool], about: dict[str, Any]
+) -> None:
+    """Write images, one by one, as the file `kept` of shape `full`, and remove older copies. Raises OSError.
+
+    needed: whether there is still no such file. If another program has made it meanwhile, it may be streaming from it.
+    """
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": full})
+            for pixels in rows:
+                file.write(pixels.tobytes())
+        if needed():
+            kept.with_suffix(".json").write_text(json.dumps(about), "utf-8")
+            os.replace(temporary, kept)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    place = kept.name.rpartition("-")[0]
+    old = [path for path in kept.parent.glob(f"{place}-*") if path.stem != kept.stem]
+    for path in [*old, *kept.parent.glob(f".{place}-*.tmp")]:
+        with contextlib.suppress(OSError):  # another program has removed it, or uses it
+            if path in old or time.time() - path.stat().st_mtime > _LEFT_OVER:
+                path.unlink()
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Path], Any], paths: list[Path], what: str, size: int = 1
+) -> Iterator[Any]:
+    """function(path) of each path, in order. size: bytes of a result. Few results wait at a time to be taken."""
+    held = max(2 * _THREADS, min(_HELD, _HELD_BYTES // size))
+    step = max(1, min(_PART, held // (2 * _THREADS)))
+    parts = (paths[start : start + step] for start in range(0, len(paths), step))
+    tasks = (pool.submit(lambda part: [function(path) for path in part], part) for part in parts)
+    waiting: collections.deque[Future[list[Any]]] = collections.deque(itertools.islice(tasks, held // step))
     with progress.bar(total=len(paths), unit="image", delay=2, desc=what) as bar:
-        for start in range(0, len(parts), _PARTS):
-            for results in pool.map(lambda part: [function(path) for path in part], parts[start : start + _PARTS]):
+        try:
+            while waiting:
+                results = waiting.popleft().result()
+                waiting.extend(itertools.islice(tasks, 1))
                 bar.update(len(results))
                 yield from results
+        finally:  # after an error, nothing more is decoded
+            for task in waiting:
+                task.cancel()
 
 
 def _said(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: list[str]) -> str:
     """What was read, in one line."""
     sizes = {image.size for image in images}
     count, height, width, channels = full
-    said = f"{folder}: {count} images, {'grey' if channels == 1 else 'RGB'}, {width} x {height}"
+    said = f"{_printable(str(folder))}: {count} images, {'grey' if channels == 1 else 'RGB'}, {width} x {height}"
     if sizes != {(width, height)}:
         (least, most) = min(sizes, key=math.prod), max(sizes, key=math.prod)
         said += f", scaled and cut from {least[0]} x {least[1]} to {most[0]} x {most[1]}"
@@ -204,7 +259,12 @@ def _said(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: li
 
 def _names(skipped: list[str]) -> str:
     more = f" and {len(skipped) - MAX_LISTED} more" if len(skipped) > MAX_LISTED else ""
-    return f"{', '.join(skipped[:MAX_LISTED])}{more}"
+    return f"{', '.join(_printable(name) for name in skipped[:MAX_LISTED])}{more}"
+
+
+def _printable(name: str) -> str:
+    """The name of a file for a line of the log: escaped if it would break the line or steer the terminal."""
+    return name if name.isprintable() else repr(name)
 
 
 @contextlib.contextmanager
@@ -241,20 +301,17 @@ def check_depth(image: Any) -> None:
         raise ValueError("it has more than 8 bits per pixel")
 
 
-def _header(folder: Path, path: Path) -> _Image:
+def _header(folder: Path, path: Path, load: bool) -> _Image:
+    """What the header of an image says. load: also decode the image, whose pixels may be broken all the same."""
     with _open_image(path) as image:
         if path.is_symlink() and leads_outside(path, folder):
             raise ValueError("it is a link out of its folder; put a copy there")
         check_depth(image)
+        if load:
+            image.load()
         width, height = image.size[:: -1 if _orientation(image) in (5, 6, 7, 8) else 1]
         mode = "LA" if image.mode in ("1", "L", "LA", "La") else "RGB"
         return _Image(path, (width, height), mode)
-
-
-def _check_pixels(path: Path) -> bool:
-    with _open_image(path) as image:
-        image.load()
-    return True
 
 
 def _shape(images: list[_Image], how: Reading) -> tuple[int, int]:
@@ -301,5 +358,8 @@ def _decode(path: Path, mode: str, shape: tuple[int, int], scaled: bool) -> np.n
                 max(least, round(scale * side)) for least, side in zip((width, height), image.size, strict=True)
             )
             left, top = ((a - b) // 2 for a, b in zip(size, (width, height), strict=True))
-            image = image.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+            # Only the centre is computed: the whole of a very long image would not fit in memory.
+            x, y = image.width / size[0], image.height / size[1]
+            box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+            image = image.resize((width, height), Image.Resampling.LANCZOS, box)
         return np.asarray(image).reshape(height, width, len(mode))
