@@ -114,6 +114,15 @@ def test_scaling_is_lanczos_of_the_whole_image_then_a_cut(tmp_path, no_cache):
     np.testing.assert_array_equal(x, np.asarray(expected))
 
 
+@pytest.mark.parametrize("size", [(19, 268), (268, 19), (66, 154), (300, 200)], ids=str)
+def test_scaling_of_noise(tmp_path, no_cache, size):
+    """Noise, because smooth pictures hide in which order the axes are scaled."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    x = images.read_folder(tmp_path, Reading(image_size=(78, 113))).x[0]
+    assert np.abs(x - reference(tmp_path / "a.png", 78, 113)).max() <= 1
+
+
 @pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tif", "tiff", "gif", "jpeg", "PNG"])
 def test_formats(tmp_path, no_cache, ending):
     photograph(12, 8).save(tmp_path / f"a.{ending}")

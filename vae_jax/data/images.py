@@ -29,6 +29,7 @@ from vae_jax.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # which Pillow decodes itself, and safely
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_LISTED = 5  # names of files in a line of the log
+_MAX_SCALED = 1 << 26  # pixels: of a very long image, whose whole would not fit in memory, only the centre is scaled
 _THREADS = os.cpu_count() or 1
 _PART, _HELD = 16, 512  # images that a thread takes at a time, and that wait to be written, at most
 _HELD_BYTES = 64 << 20  # of those that wait, if that is more than two for each thread
@@ -358,8 +359,10 @@ def _decode(path: Path, mode: str, shape: tuple[int, int], scaled: bool) -> np.n
                 max(least, round(scale * side)) for least, side in zip((width, height), image.size, strict=True)
             )
             left, top = ((a - b) // 2 for a, b in zip(size, (width, height), strict=True))
-            # Only the centre is computed: the whole of a very long image would not fit in memory.
-            x, y = image.width / size[0], image.height / size[1]
-            box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
-            image = image.resize((width, height), Image.Resampling.LANCZOS, box)
+            if math.prod(size) <= _MAX_SCALED:
+                image = image.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+            else:  # the same but for rounding, which depends on the order in which Pillow scales the axes
+                x, y = image.width / size[0], image.height / size[1]
+                box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+                image = image.resize((width, height), Image.Resampling.LANCZOS, box)
         return np.asarray(image).reshape(height, width, len(mode))
