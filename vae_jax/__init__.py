@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "annealing": ("annealed_log_weights",),
     "config": ("Config",),
-    "core": ("Distribution", "Examples", "VAE", "condition", "reparameterize"),
+    "core": ("Distribution", "Examples", "Likelihood", "VAE", "condition", "reparameterize"),
     "distributions": (
         "Bernoulli",
         "Delta",
@@ -31,7 +31,6 @@ _NAMES = {
     "errors": ("UserError",),
     "evaluate": ("make_annealed", "make_evaluate", "make_mutual_information", "summarize"),
     "generate": ("reconstruct", "sample"),
-    "likelihoods": ("Likelihood",),
     "networks": ("Network",),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),
     "posteriors": ("Posterior",),
@@ -40,7 +39,7 @@ _NAMES = {
     "run.weights": ("save",),
     "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
 }
-_MODULES = {*_NAMES, "build", "flows", "hierarchies", "vae"} - {"run.checkpoints", "run.weights"}
+_MODULES = {*_NAMES, "build", "flows", "hierarchies", "likelihoods", "vae"} - {"run.checkpoints", "run.weights"}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted({*_HOME, "build"})
 

@@ -25,6 +25,7 @@ from vae_jax.core import (
     VAE as VAE,
     Distribution as Distribution,
     Examples as Examples,
+    Likelihood as Likelihood,
     condition as condition,
     reparameterize as reparameterize,
 )
@@ -51,7 +52,6 @@ from vae_jax.evaluate import (
     summarize as summarize,
 )
 from vae_jax.generate import reconstruct as reconstruct, sample as sample
-from vae_jax.likelihoods import Likelihood as Likelihood
 from vae_jax.networks import Network as Network
 from vae_jax.objectives import (
     Elbo as Elbo,

@@ -12,7 +12,7 @@ from jax import Array
 
 from vae_jax import hierarchies, likelihoods, names, networks, posteriors, priors, update
 from vae_jax.config import Config
-from vae_jax.core import VAE, Params, condition, to_float
+from vae_jax.core import VAE, Likelihood, Params, condition, to_float
 from vae_jax.data.files import check_memory
 from vae_jax.data.inputs import DataInfo, make_prepare
 from vae_jax.distributions import kl_by_dimension
@@ -161,6 +161,8 @@ def _build(config: Config, data: DataInfo) -> VAE:
 
     top = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
     top_posterior, middle = _posterior(config, top.latent_dim), likelihoods.gaussian_pixel((latent_dim,))
+    if top.infers_top_first:  # from x
+        middle = middle._replace(features=likelihood.features)
     between = networks.mlp(
         (latent_dim,),
         top_posterior.num_outputs,
@@ -209,7 +211,7 @@ def _prior(config: Config, latent_dim: int, *, encodes_x: bool = True) -> priors
 
 
 def _network(
-    config: Config, shape: tuple[int, ...], posterior: posteriors.Posterior, likelihood: likelihoods.Likelihood
+    config: Config, shape: tuple[int, ...], posterior: posteriors.Posterior, likelihood: Likelihood
 ) -> networks.Network:
     given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
     if config.compute_dtype != "float32":
@@ -217,7 +219,12 @@ def _network(
     if twice := sorted(given.keys() & config.network_options.keys()):
         raise UserError(f"network_options holds {twice[0]}, which has its own setting. Set --config.{twice[0]}.")
     sizes = (posterior.num_outputs, likelihood.num_outputs)
-    return make(networks, networks.Network, config.network, shape, *sizes, offered=given, **config.network_options)
+
+    def of(shape: tuple[int, ...]) -> networks.Network:
+        return make(networks, networks.Network, config.network, shape, *sizes, offered=given, **config.network_options)
+
+    seen = jax.eval_shape(likelihood.features, jax.ShapeDtypeStruct((1, *shape), "float32")).shape[1:]
+    return of(shape) if seen == shape else of(shape)._replace(encoder=of(seen).encoder)
 
 
 def check_range(config: Config, value_range: tuple[float, float], shape: tuple[int, ...]) -> None:
@@ -243,13 +250,13 @@ def num_levels(config: Config, shape: tuple[int, ...]) -> int | None:
     return likelihood and likelihood.num_levels
 
 
-def make_likelihood(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood | None:
+def make_likelihood(config: Config, shape: tuple[int, ...]) -> Likelihood | None:
     """The likelihood of examples of `shape`; None for a whole VAE from outside, which does not tell."""
     return None if config.vae else _likelihood(config, shape)
 
 
-def _likelihood(config: Config, shape: tuple[int, ...]) -> likelihoods.Likelihood:
-    return make(likelihoods, likelihoods.Likelihood, config.likelihood, shape, **config.likelihood_options)
+def _likelihood(config: Config, shape: tuple[int, ...]) -> Likelihood:
+    return make(likelihoods, Likelihood, config.likelihood, shape, **config.likelihood_options)
 
 
 def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:

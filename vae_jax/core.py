@@ -1,5 +1,6 @@
 """A VAE is three conditional distributions, each a pure function of the parameters."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -72,6 +73,21 @@ class VAE(NamedTuple):
 
 
 jax.tree_util.register_static(VAE)  # so that it may be an argument of a jitted function: its fields are not arrays
+
+
+class Likelihood(NamedTuple):
+    """What p(x | z) needs of the networks, and the distribution that their outputs make."""
+
+    num_outputs: int  # numbers per element of x that the decoder gives
+    build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
+    output_bias: Callable[[Array], Array]  # average of the data -> outputs [*shape, num_outputs] with that average
+    init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
+    support: tuple[float, float] | None = None  # the interval in which x must lie; None: any
+    average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...], for output_bias
+    num_levels: int | None = None  # x takes this many evenly spaced values of [0, 1]; None: any value
+    features: Callable[[Array], Array] = lambda x: x  # what the encoder sees of x, [..., *shape] -> [..., *seen]
+    whole: bool = False  # whether x must be whole numbers, as counts are
+    independent: bool = True  # whether p(x | z) with event_dim 0 gives the log density of each element
 
 
 class Examples(NamedTuple):

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from math import log
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.core import Distribution, Params
+from vae_jax.core import Likelihood, Params
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
 
 NAMES = (
@@ -22,16 +21,6 @@ NAMES = (
 )  # what a config may name
 
 MAX_LOG_VAR = 6.0  # bounds a learned log-variance, sigma within [0.05, 20]; else a constant pixel would diverge
-
-
-class Likelihood(NamedTuple):
-    num_outputs: int  # numbers per element of x that the decoder gives
-    build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
-    output_bias: Callable[[Array], Array]  # average of the data -> outputs [*shape, num_outputs] with that average
-    init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
-    support: tuple[float, float] | None = None  # the interval in which x must lie; None: any
-    average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...], for output_bias
-    num_levels: int | None = None  # x takes this many evenly spaced values of [0, 1]; None: any value
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:

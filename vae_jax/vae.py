@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax import likelihoods, networks, posteriors, priors
-from vae_jax.core import VAE, Params, to_float
+from vae_jax import networks, posteriors, priors
+from vae_jax.core import VAE, Likelihood, Params, to_float
 from vae_jax.distributions import Affine, expand_like
 
 
 class Parts(NamedTuple):
     """The parts of a VAE."""
 
-    shape: tuple[int, ...]  # of one example that the encoder reads
-    encoder: networks.Function
+    shape: tuple[int, ...]  # of one example
+    encoder: networks.Function  # of `likelihood.features`
     decoder: networks.Function
     posterior: posteriors.Posterior
-    likelihood: likelihoods.Likelihood
+    likelihood: Likelihood
     prior: priors.Prior
     latent_dim: int
     context_size: int = 0
@@ -45,7 +45,7 @@ def join(parts: Parts) -> VAE:
         keys = jax.random.split(key, 4)
         context = jnp.zeros((1, context_size)) if context_size else None
         params = {
-            "encoder": encoder.init(keys[0], x[:1], encoder_context(context)),
+            "encoder": encoder.init(keys[0], likelihood.features(x[:1]), encoder_context(context)),
             "decoder": decoder.init(keys[1], jnp.zeros((1, latent_dim), x.dtype), decoder_context(context)),
             "posterior": posterior.init(keys[2]),
             "likelihood": likelihood.init(x),
@@ -57,7 +57,8 @@ def join(parts: Parts) -> VAE:
 
     def encode(params: Params, x: Array, context: Array | None = None):
         _check_input(x, shape, context, context_size)
-        return posterior.build(params["posterior"], encoder.apply(params["encoder"], x, encoder_context(context)))
+        seen = likelihood.features(x)
+        return posterior.build(params["posterior"], encoder.apply(params["encoder"], seen, encoder_context(context)))
 
     def decode(params: Params, z: Array, context: Array | None = None):
         _check_input(z, (latent_dim,), context, context_size)
