@@ -1,5 +1,6 @@
 """Covariates: numbers of each example that the networks see, as they see labels."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from conftest import train_flags
 
 from vae_jax import load
 from vae_jax.data import datasets
+from vae_jax.errors import UserError
 from vae_jax.run import metrics
 
 SIZES = {"hidden_sizes": 6, "latent_dim": 2, "batch_size": 20, "num_epochs": 1}
@@ -121,3 +123,30 @@ def test_where_the_context_goes_needs_one(refused, train_py, tmp_path):
 
 def test_data_without_covariates_keeps_its_fingerprint():
     assert datasets.load("digits").fingerprint == "b691b7a6a114256c"
+
+
+def test_standardised_covariates_are_those_of_the_training_split_and_their_scale_does_not_matter(
+    train, vae, tmp_path, no_pictures, capsys
+):
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=(200, 2)) * [1e4, 1e-3] + [5e4, 0]
+    x = (c / [1e4, 1e-3] - [5, 0]) @ rng.normal(size=(2, 3)) + 0.1 * rng.normal(size=(200, 3))
+    fields = {"conditional": "covariates", "likelihood": "gaussian_scalar", "standardize": "true"} | SIZES
+    losses = []
+    for name, scale in (("raw", 1), ("scaled", np.array([1e-4, 1e3]))):
+        np.savez(tmp_path / f"{name}.npz", x=x.astype(np.float32), c=c * scale)
+        losses.append(
+            train(tmp_path / name, dataset=tmp_path / f"{name}.npz", **fields | {"num_epochs": 60, "eval_epochs": 30})
+        )
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], abs=0.02)
+    data = load(tmp_path / "raw").data
+    mean, std = (np.array(part) for part in data.covariate_scaling)
+    kept = datasets.load(tmp_path / "raw.npz").train.c.astype(np.float64)
+    np.testing.assert_allclose(mean, kept.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, kept.std(0), rtol=1e-4)
+    figures = json.loads(vae("evaluate", tmp_path / "raw", "--num_samples=5"))
+    assert figures["elbo"] == pytest.approx(-losses[0]["loss"], abs=0.5)
+    capsys.readouterr()
+    with contextlib.suppress(UserError):
+        train(tmp_path / "advised", dataset=tmp_path / "raw.npz", **fields | {"standardize": "false"})
+    assert "the covariates have standard deviations from 0.00" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from vae_jax.data import tables
+from vae_jax.data import columns, csv_files, parquet_files, tables
 from vae_jax.data.tables import read_table
 from vae_jax.errors import UserError
 
@@ -140,7 +140,7 @@ def test_true_and_false_are_one_and_zero(write):
 
 
 def test_blocks_join_in_order(write, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK", 6)
+    monkeypatch.setattr(csv_files, "BLOCK", 6)
     x = np.arange(50).reshape(25, 2)
     path = write("y,a,b\n" + "".join(f"l{i % 3},{a},{b}\n" for i, (a, b) in enumerate(x)))
     table = read_table(path, label_column="y")
@@ -231,6 +231,49 @@ def test_a_missing_label_is_refused(write, cell):
     assert f"({cell!r}) in line 3, column 'y'" in error(write(f"x,y\n1,a\n2,{cell}\n"), label_column="y")
 
 
+GAPS = "a,flag,n,kind\n1,,NA,x\n2.5,true, nan ,y\nN/A,False,null,x\n"
+
+
+def assert_gaps(table):
+    expected = [[1, np.nan, np.nan], [2.5, 1, np.nan], [np.nan, 0, np.nan]]
+    np.testing.assert_array_equal(table.x, np.array(expected, np.float32))
+    assert table.label.tolist() == ["x", "y", "x"]
+
+
+def test_missing_cells_become_nan_where_they_may(write):
+    assert_gaps(read_table(write(GAPS), label_column="kind", missing=True))
+    assert "5 missing" in (message := error(write(GAPS), label_column="kind"))
+    assert "Give --config.missing=true, or fill them in" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("a,b\n1,inf\n,2\n", {}, "1 missing or infinite value, the first ('inf') in line 2, column 'b'"),
+        ("a,b\n1,\n2,x\n", {}, "'b' ('x' in line 3)"),
+        ("a,b\ntrue,1\n,1\n2,1\n", {}, "mixes numbers with true and false: 'a' ('2' in line 4)"),
+        ("a,b\n,1\ntrue,1\nmaybe,1\n", {}, "'a' ('maybe' in line 4)"),
+        ("a,b\n1,\n,2\n", {"covariate_columns": ["b"]}, "1 missing or infinite value, the first ('') in line 2"),
+        ("a,b\n1,\n,2\n", {"label_column": "b"}, "1 missing or infinite value, the first ('') in line 2"),
+        ("a,b\n1,1_0\n,2\n", {}, "'b' ('1_0' in line 2)"),
+        ("a,b\n1,1e39\n,2\n", {}, "too large for float32: 'b' ('1e39' in line 2)"),
+    ],
+)
+def test_what_may_not_be_missing_is_refused_all_the_same(write, text, options, words):
+    message = error(write(text), missing=True, **options)
+    assert words in message and "--config.missing" not in message
+
+
+def test_what_is_written_reads_back_equal(tmp_path):
+    x = np.array([0.1, 1 / 3, 1e-30, 3e38, -5, np.nan], np.float32)
+    label = np.array(['a "b"', "c,d", "e", "f", "g\nh", "\u00e4"])
+    csv_files.write_csv(tmp_path / "t.csv", {"x": x, 'a,"b"': np.arange(6, dtype=np.float32), "kind": label})
+    table = read_table(tmp_path / "t.csv", label_column="kind", missing=True)
+    np.testing.assert_array_equal(table.x, np.stack([x, np.arange(6)], 1))
+    assert table.label.tolist() == label.tolist() and table.columns == ("x", 'a,"b"')
+    assert "\n-5,4," in (tmp_path / "t.csv").read_text("utf-8")
+
+
 def test_files_that_are_none(tmp_path, write):
     assert "No such file" in error(tmp_path / "none.csv")
     assert "expected a .csv, .tsv or .parquet file" in error(write("a\n1\n", "t.txt"))
@@ -244,12 +287,13 @@ def test_no_more_is_held_than_memory_allows(write, monkeypatch):
         if size > 2000:
             raise ValueError(f"{what} {size} bytes, too much")
 
-    monkeypatch.setattr(tables, "check_memory", limited)
+    for module in (tables, columns, csv_files):
+        monkeypatch.setattr(module, "check_memory", limited)
     assert "it has 4002 bytes" in error(write("a\n" + "1\n" * 2000))
-    monkeypatch.setattr(tables, "BLOCK", 100)
+    monkeypatch.setattr(csv_files, "BLOCK", 100)
     assert "it expands to 2400 bytes" in error(write("a\n" + "1\n" * 400))
     assert "its label column takes" in error(write(f"a,b\n1,{'x' * 300}\n1,y\n"), label_column="b")
-    monkeypatch.setattr(tables, "MAX_RECORD", 200)
+    monkeypatch.setattr(csv_files, "MAX_RECORD", 200)
     for row in ("1" * 300, '"\n",' * 70):
         assert "more than 200 characters" in error(write(f"a\n{row}\n"))
 
@@ -260,7 +304,7 @@ def test_no_more_is_held_than_memory_allows(write, monkeypatch):
 def test_parquet_has_the_values_of_its_columns(write_parquet, capsys, monkeypatch):
     import pyarrow as pa
 
-    monkeypatch.setattr(tables, "BLOCK", 100)
+    monkeypatch.setattr(parquet_files, "BLOCK", 100)
     rng = np.random.default_rng(0)
     x = {
         "f64": rng.normal(size=90),
@@ -308,6 +352,16 @@ def test_what_is_wrong_with_parquet_is_one_line(write_parquet, case):
     columns, parts = PARQUET[case]
     message = error(write_parquet(columns))
     assert all(part in message for part in parts), message
+
+
+def test_missing_values_of_parquet_become_nan_where_they_may(write_parquet):
+    content = {"a": [1.0, 2.5, None], "flag": [None, True, False], "n": [np.nan, None, np.nan], "kind": ["x", "y", "x"]}
+    assert_gaps(read_table(write_parquet(content), label_column="kind", missing=True))
+    assert "5 missing" in error(write_parquet(content), label_column="kind")
+    for options in ({"covariate_columns": ["a"]}, {"label_column": "a"}):
+        content = {"a": [1.0, None], "b": [None, 2.0]}
+        assert "1 missing" in error(write_parquet(content), missing=True, **options)
+    assert "('inf') in row 1" in error(write_parquet({"a": [None, np.inf]}), missing=True)
 
 
 @pytest.mark.parametrize("label", [["a", None], ["a", ""], [1, None], [1.0, np.nan]], ids=str)

@@ -78,6 +78,13 @@ def parse(argv: list[str]) -> Namespace:
     sub = command("encode", "Posterior mean and log-variance of every example, with its label, as .npz.", "latents.npz")
     data_flags(sub)
 
+    sub = command("impute", "Fill in missing values, given the observed ones.", "imputed.npz", ".csv")
+    data_flags(sub)
+    text = "Posterior samples K, weighted by importance. Default: %(default)s."
+    sub.add_argument("--num_samples", type=console.positive, default=1000, help=text)
+    text = "Write this many draws, [DRAWS, N, *shape]. Default: the mean of the missing values instead."
+    sub.add_argument("--draws", type=console.positive, help=text)
+
     command("export", "One zip that runs without this package: sampler, encoder, decoder and their weights.", "vae.zip")
 
     sub = command("evaluate", "ELBO and importance-weighted NLL of a split, in nats: one JSON object on stdout.")

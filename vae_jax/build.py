@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import hierarchies, likelihoods, names, networks, posteriors, priors, update
+from vae_jax import hierarchies, likelihoods, missing, names, networks, posteriors, priors, update
 from vae_jax.config import Config
 from vae_jax.core import VAE, Likelihood, Params, condition, to_float
 from vae_jax.data.files import check_memory
@@ -21,7 +21,7 @@ from vae_jax.names import make
 from vae_jax.objectives import elbo, negative_elbo, negative_iwae
 from vae_jax.optimizers import make_optimizer, make_schedules
 from vae_jax.update import Training
-from vae_jax.vae import Parts, join, standardized
+from vae_jax.vae import Parts, join, standardized, standardized_context
 from vae_jax.xla import compiling
 
 # The fields that decide what the parameters mean.
@@ -29,6 +29,7 @@ MODEL_FIELDS = (
     *(
         "conditional",
         "context",
+        "missing",
         "standardize",
         "vae",
         "vae_options",
@@ -57,6 +58,8 @@ def make_vae(config: Config, data: DataInfo) -> VAE:
     vae, code = _build(config, data), names.outside(config)
     if data.scaling:
         vae = standardized(vae, *(jnp.array(part, jnp.float32).reshape(data.shape) for part in data.scaling))
+    if data.covariate_scaling:
+        vae = standardized_context(vae, *(jnp.array(part, jnp.float32) for part in data.covariate_scaling))
     if code:
         _check_traces(vae, config, data)
         return vae
@@ -112,7 +115,7 @@ def without_effect(config: Config) -> list[str]:
     """The fields that differ from their defaults and that the code from outside does not take."""
     changed = {name for name in MODEL_FIELDS if getattr(config, name) != getattr(Config(), name)}
     if config.vae:
-        return sorted(changed - {"conditional", "standardize", "vae", "vae_options"})
+        return sorted(changed - {"conditional", "missing", "standardize", "vae", "vae_options"})
     if ":" not in config.network:
         return []
     taken = names.accepted(names.find(config.network), 3)
@@ -149,7 +152,7 @@ def _build(config: Config, data: DataInfo) -> VAE:
         return vae._replace(init=lambda key, x: vae.init(key, to_float(x).astype(jnp.float32)))
     if config.vae_options:
         raise UserError(f"vae_options is {config.vae_options} without a --config.vae. Give one.")
-    likelihood = _likelihood(config, shape)
+    likelihood = _observed(config, shape)
     posterior = _posterior(config, latent_dim)
     network = _network(config, shape, posterior, likelihood)
     output_bias = network.output_bias if config.output_bias else None
@@ -200,8 +203,9 @@ def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
 
 def _prior(config: Config, latent_dim: int, *, encodes_x: bool = True) -> priors.Prior:
     prior = make(priors, priors.Prior, config.prior, latent_dim, **config.prior_options)
-    if prior.encodes and config.standardize:
-        raise UserError(f"prior {config.prior!r} needs data in [0, 1], and standardize is true. Choose another prior.")
+    if prior.encodes and (config.standardize or config.missing):
+        needs = "whole examples, and missing" if config.missing else "data in [0, 1], and standardize"
+        raise UserError(f"prior {config.prior!r} needs {needs} is true. Choose another prior.")
     if prior.encodes and (config.conditional or config.posterior != "diagonal" or not encodes_x):
         raise UserError(
             f"prior {config.prior!r} needs conditional=false, posterior=diagonal and a top latent inferred from x "
@@ -257,6 +261,19 @@ def make_likelihood(config: Config, shape: tuple[int, ...]) -> Likelihood | None
 
 def _likelihood(config: Config, shape: tuple[int, ...]) -> Likelihood:
     return make(likelihoods, Likelihood, config.likelihood, shape, **config.likelihood_options)
+
+
+def _observed(config: Config, shape: tuple[int, ...]) -> Likelihood:
+    """The likelihood, of the observed values alone if some may be missing."""
+    likelihood = _likelihood(config, shape)
+    if not config.missing:
+        return likelihood
+    try:
+        return missing.observed(likelihood, shape)
+    except ValueError as error:
+        raise UserError(
+            f"missing is true, and likelihood {config.likelihood!r}: {error}. Choose another one."
+        ) from None
 
 
 def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:

@@ -56,9 +56,12 @@ class Config:
     layout: str = _setting("auto",
         "Where the channels of images in a .npy or .npz file are: last (nhwc), first (nchw), or auto to see it by the "
         "shape.", ("auto", "nhwc", "nchw"))
+    missing: bool = _setting(False,
+        "NaN in x, or an empty or NA cell of a table, is a value that was not observed. The loss, and every figure, is "
+        "of p of the observed values.")
     standardize: bool = _setting(False,
-        "The networks see each element of x with mean 0 and variance 1 over the training examples. Samples and figures "
-        "stay those of the data as given.")
+        "The networks see each element of x, and each covariate, with mean 0 and variance 1 over the training "
+        "examples. Samples and figures stay those of the data as given.")
     stream: bool = _setting(False,
         "Read the training examples from disk as they are needed, for a .npy file that is larger than memory.")
     conditional: Conditional = _setting(False,

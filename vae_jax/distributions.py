@@ -293,7 +293,10 @@ class Flow:
 
 @distribution
 class Affine:
-    """The distribution of x = shift + scale * u, elementwise, for u ~ base. Its log density holds -sum(log(scale))."""
+    """The distribution of x = shift + scale * u, elementwise, for u ~ base. Its log density holds -sum(log(scale)).
+
+    The sum is over the elements of x that are not NaN, which is a missing value.
+    """
 
     base: Any
     shift: Array  # [*event], the shape of one example
@@ -308,7 +311,8 @@ class Affine:
 
     def log_prob(self, value: Array) -> Array:
         u = (value - expand_like(self.shift, value)) / expand_like(self.scale, value)
-        return self.base.log_prob(u) - jnp.sum(jnp.log(self.scale))
+        log_scale = jnp.where(jnp.isnan(u), 0, expand_like(jnp.log(self.scale), u))
+        return self.base.log_prob(u) - sum_event(log_scale, self.scale.ndim)
 
     def _to_x(self, u: Array) -> Array:
         return expand_like(self.shift, u) + expand_like(self.scale, u) * u

@@ -96,7 +96,7 @@ def make_evaluate(
         point = _is_point(q)
         return _only(result._replace(log_px=None, effective_sample_size=None, pareto_k=None) if point else result)
 
-    return _over_examples(one, batch_size, jit)
+    return over_examples(one, batch_size, jit)
 
 
 def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int = 500) -> Callable[..., Any]:
@@ -111,7 +111,7 @@ def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int =
         loss, metrics = objective(params, key, x, own)
         return {"loss": loss, **metrics}, _only(own.encode(params, x).mean)
 
-    return _over_examples(one, batch_size)
+    return over_examples(one, batch_size)
 
 
 def make_annealed(vae: VAE, *, num_chains: int, num_steps: int, batch_size: int = 100) -> Callable[..., Array]:
@@ -125,7 +125,7 @@ def make_annealed(vae: VAE, *, num_chains: int, num_steps: int, batch_size: int 
         log_w = annealed_log_weights(params, key, x, own, num_chains=num_chains, num_steps=num_steps)
         return importance_bound(log_w)[0]
 
-    return _over_examples(one, batch_size)
+    return over_examples(one, batch_size)
 
 
 def make_mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: int = 100) -> Callable[..., Array]:
@@ -266,7 +266,7 @@ def _summarize_weights(result: Evaluation, num_samples: int) -> dict[str, Any]:
     }
 
 
-def _over_examples(
+def over_examples(
     one: Callable[..., Any], batch_size: int, jit: Callable[..., Any] = compiling.jit
 ) -> Callable[..., Any]:
     """A function that calls `one(params, key, x [1, ...], context [1, C])` for every example, in batches of one size.

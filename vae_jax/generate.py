@@ -1,6 +1,7 @@
 """Samples, reconstructions and views of the latent space: pure functions of (params, key or x, vae)."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax.scipy.special import ndtri
 
 from vae_jax.core import VAE, Params, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian
+from vae_jax.objectives import weighted_latents
 
 MAX_CHUNK, CHUNK_VALUES = 10_000, 2**24  # the most samples in one call, and the most numbers in their arrays
 
@@ -34,6 +36,34 @@ def sample(params: Params, key: Array, vae: VAE, num: int) -> Samples:
 def reconstruct(params: Params, x: Array, vae: VAE) -> Array:
     """E[x | z] at the posterior mean z of each example: [N, *shape] -> [N, *shape]."""
     return vae.decode(params, vae.encode(params, x).mean).mean
+
+
+def impute(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> Array:
+    """x [B, *shape] with E[x_missing | x_observed] in place of NaN.
+
+    The expectation is that of K = num_samples draws of z ~ q(z | x_observed), weighted by the normalised importance
+    weights (self-normalised importance sampling). See Mattei & Frellsen 2019 (arXiv:1812.02633), equation 12.
+    """
+    z, log_w = weighted_latents(params, key, x, vae, num_samples=num_samples)
+    w = jax.nn.softmax(log_w, 0)
+    mean = jnp.einsum("kb,kb...->b...", w, vae.decode(params, z).mean)
+    return jnp.where(jnp.isnan(x), mean, x)
+
+
+def imputations(params: Params, key: Array, x: Array, vae: VAE, num: int, *, num_samples: int) -> Array:
+    """`num` completions of x [B, *shape], [num, B, *shape]: NaN is replaced by draws from p(x_missing | x_observed).
+
+    Each draw takes one of K = num_samples draws of z ~ q(z | x_observed) with the probability of its importance weight
+    (sampling importance resampling), then x ~ p(x | z). As K grows, the draws become exact. See Mattei & Frellsen 2019
+    (arXiv:1812.02633), section 3.2.
+    """
+    z_key, which_key, x_key = jax.random.split(key, 3)
+    z, log_w = weighted_latents(params, z_key, x, vae, num_samples=num_samples)
+    total = jnp.cumsum(jax.nn.softmax(log_w, 0), 0)
+    u = jax.random.uniform(which_key, (num, x.shape[0]), total.dtype) * total[-1:]
+    which = jax.vmap(partial(jnp.searchsorted, side="right"), (1, 1), 1)(total, u).clip(max=num_samples - 1)
+    chosen = jax.tree.map(lambda a: a[which, jnp.arange(x.shape[0])[None]], z)
+    return jnp.where(jnp.isnan(x)[None], vae.decode(params, chosen).sample(x_key), x[None])
 
 
 def interpolate(params: Params, x: Array, y: Array, vae: VAE, num: int) -> Array:

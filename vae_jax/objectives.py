@@ -131,8 +131,13 @@ def negative_iwae(
 
 def log_weights(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> Array:
     """log p(x, z_k) - log q(z_k | x) at z_1 .. z_K ~ q(z | x): [K, B], in nats."""
+    return weighted_latents(params, key, x, vae, num_samples=num_samples)[1]
+
+
+def weighted_latents(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> tuple[Any, Array]:
+    """z_1 .. z_K ~ q(z | x), [K, B, ...], and their `log_weights`, [K, B]."""
     z = checks.posterior(vae, params, x).sample(key, (_positive(num_samples),))
-    return _log_weights(params, params, x, vae, z)[1]
+    return z, _log_weights(params, params, x, vae, z)[1]
 
 
 def importance_bound(log_w: Array) -> Array:

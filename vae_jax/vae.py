@@ -90,6 +90,18 @@ def standardized(vae: VAE, shift: Array, scale: Array) -> VAE:
     )
 
 
+def standardized_context(vae: VAE, shift: Array, scale: Array) -> VAE:
+    """The VAE whose networks see the context (c - shift) / scale for covariates c, [B, C]. shift, scale: [C]."""
+
+    def to_u(c: Array) -> Array:
+        return (c - expand_like(shift, c)) / expand_like(scale, c)
+
+    return vae._replace(
+        encode=lambda params, x, c: vae.encode(params, x, to_u(c)),
+        decode=lambda params, z, c: vae.decode(params, z, to_u(c)),
+    )
+
+
 def _check_input(a: Array, shape: tuple[int, ...], context: Array | None, context_size: int) -> None:
     """Raise ValueError, while JAX traces, for inputs that the networks would misread or could not take."""
     if a.shape[-len(shape) :] != shape or not jnp.issubdtype(a.dtype, jnp.floating):

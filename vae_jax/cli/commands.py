@@ -4,7 +4,6 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from math import log, prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,9 @@ import numpy as np
 from jax import Array
 
 from vae_jax import build, generate, progress
+from vae_jax.cli import console
 from vae_jax.cli.examples import load as examples_of
+from vae_jax.cli.impute import impute as impute
 from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition
@@ -62,10 +63,10 @@ def sample(options: Namespace) -> str:
 
     if options.out.suffix.lower() == ".npz":
         parts = (chunk._asdict() for chunk in chunks())
-        return _write(options.out, lambda path: npz.save(path, num, parts))
+        return console.write(options.out, lambda path: npz.save(path, num, parts))
     _check_pixels(num, data.shape, "fewer with --num, or for --out=x.npz")
     mean = np.concatenate([chunk.mean for chunk in chunks()])
-    return _write(options.out, lambda path: views.samples(path, mean, data.range))
+    return console.write(options.out, lambda path: views.samples(path, mean, data.range))
 
 
 def reconstruct(options: Namespace) -> str:
@@ -73,7 +74,7 @@ def reconstruct(options: Namespace) -> str:
     examples, *_ = examples_of(options, restored, options.num)
     data = restored.data
     _check_pixels(2 * len(examples.x), data.shape, "fewer with --num")
-    return _write(
+    return console.write(
         options.out, lambda path: views.reconstructions(path, restored.vae, restored.params, examples, data.range)
     )
 
@@ -89,7 +90,7 @@ def interpolate(options: Namespace) -> str:
     rows = jax.jit(
         lambda params: generate.interpolate(params, start.x, end.x, condition(restored.vae, start.context), 12)
     )(restored.params)
-    return _write(
+    return console.write(
         options.out,
         lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 12, restored.data.range),
     )
@@ -106,7 +107,7 @@ def traverse(options: Namespace) -> str:
     num_latents = len(jax.eval_shape(draw, restored.params))
     _check_pixels(11 * num_latents, restored.data.shape, "the command report, which draws the 12 of largest KL")
     rows = draw(restored.params)
-    return _write(
+    return console.write(
         options.out,
         lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 11, restored.data.range),
     )
@@ -123,7 +124,7 @@ def manifold(options: Namespace) -> str:
         )
     vae = _in_turn(restored.vae, _contexts(options, restored), 1)
     _check_pixels(options.num**2, restored.data.shape, "fewer with --num")
-    return _write(
+    return console.write(
         options.out,
         lambda path: views.manifold(
             path,
@@ -158,12 +159,12 @@ def encode(options: Namespace) -> str:
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if label is not None:
         arrays["label"] = np.array(names)[label] if names else label
-    return _write(options.out, lambda path: write_npz(path, arrays))
+    return console.write(options.out, lambda path: write_npz(path, arrays))
 
 
 def export(options: Namespace) -> str:
     contents = to_zip(_load(options))
-    return _write(options.out, lambda path: write_whole(path, lambda temporary: temporary.write_bytes(contents)))
+    return console.write(options.out, lambda path: write_whole(path, lambda temporary: temporary.write_bytes(contents)))
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
@@ -180,7 +181,9 @@ def report(options: Namespace) -> str:
     examples, label, names = examples_of(options, restored, options.limit)
     found = _evaluate(options, restored, examples)
     html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data, names)
-    return _write(options.out, lambda path: write_whole(path, lambda temporary: temporary.write_text(html, "utf-8")))
+    return console.write(
+        options.out, lambda path: write_whole(path, lambda temporary: temporary.write_text(html, "utf-8"))
+    )
 
 
 @np.errstate(invalid="ignore", over="ignore")  # figures that are not finite are reported below
@@ -221,7 +224,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         summary |= {"ais_chains": options.ais_chains, "ais_steps": options.ais_steps}
     if options.per_example:
         present = {name: array for name, array in arrays.items() if array is not None}
-        _write(options.per_example, lambda path: write_npz(path, present), "--per_example")
+        console.write(options.per_example, lambda path: write_npz(path, present), "--per_example")
     if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and finite.all() and not options.ais_chains:
         progress.say(
             "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
@@ -288,11 +291,3 @@ def _check_pixels(num: int, shape: tuple[int, ...], instead: str) -> None:
             f"A grid of {num} examples has {pixels} pixels; expected at most {pictures.MAX_PIXELS} in one picture. "
             f"Ask for {instead}."
         )
-
-
-def _write(path: Path, save: Any, flag: str = "--out") -> str:
-    try:
-        save(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Choose another file with {flag}.") from None
-    return str(path)

@@ -142,9 +142,14 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
         return None
     if path.is_dir():
         arrays, names = _read_folder(path, how)
-        return whole(arrays, os.fspath(name), "nhwc")._replace(names=names)
+        return whole(arrays, os.fspath(name), _last(how))._replace(names=names)
     arrays, columns = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else ({}, ())
-    return whole(arrays, os.fspath(name), how.layout)._replace(columns=columns) if named(arrays, "") else None
+    return whole(arrays, os.fspath(name), how)._replace(columns=columns) if named(arrays, "") else None
+
+
+def _last(how: Reading) -> Reading:
+    """The same for images that are known to have their channels last."""
+    return how._replace(layout="nhwc")
 
 
 def _read_folder(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -157,7 +162,9 @@ def _read_file(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[s
     """The arrays x, y and c of a file of the user, by the ending of its name, and the names of a table's columns."""
     if path.suffix in READERS:
         return READERS[path.suffix](path), ()
-    table = read_table(path, label_column=how.label_column, covariate_columns=how.covariate_columns)
+    table = read_table(
+        path, label_column=how.label_column, covariate_columns=how.covariate_columns, missing=how.missing
+    )
     arrays = {"x": table.x, "y": table.label, "c": table.covariates}
     return {name: array for name, array in arrays.items() if array is not None}, table.columns
 
@@ -216,12 +223,12 @@ def _own(name: str, how: Reading) -> Dataset:
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):
         arrays, names = _read_folder(path, how)
-        return split_by_names(arrays, name, repr(name), "nhwc")._replace(names=names)
+        return split_by_names(arrays, name, repr(name), _last(how))._replace(names=names)
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"Cannot read {name!r}: expected a {_LISTED} file, or a folder of images.")
         arrays, columns = _read_file(path, how)
-        return split_by_names(arrays, name, repr(name), how.layout)._replace(columns=columns)
+        return split_by_names(arrays, name, repr(name), how)._replace(columns=columns)
     if os.path.basename(name) != name or path.suffix in SUFFIXES:
         raise UserError(f"No file or folder {name!r}. Give the path of a {_LISTED} file or of a folder of images.")
     from vae_jax.data import tfds_records
@@ -238,18 +245,17 @@ def _streamed(name: str, classes: Iterable[int | str], validation_size: int, how
     path = Path(os.path.expanduser(name))
     if tuple(classes):
         raise UserError(f"Got classes for {name!r}, which streams without labels. Leave classes empty.")
-    layout = how.layout
     if name not in NAMES and path.is_dir():
         decoded, *_ = decoded_file(path, how)
         if not isinstance(decoded, Path):
             raise UserError(f"stream is true, and the images of {name!r} cannot be kept in the cache. Make room there.")
-        path, layout = decoded, "nhwc"
+        path, how = decoded, _last(how)
     elif path.suffix != ".npy" or not os.path.isfile(path):
         raise UserError(
             f"stream is true, but {name!r} is not a .npy file or a folder of images. Save x as one or set "
             "--config.stream=false."
         )
-    rows = open_rows(path, layout)
+    rows = open_rows(path, how)
     check_layout(rows.shape, rows.dtype, f"x of {name!r}")
     check_num(rows.shape[0], repr(name))
     check_validation_size(validation_size, rows.shape[0] - num_test(rows))
@@ -312,9 +318,9 @@ def _tfds(name: str, directory: Path, features: tuple[str, ...]) -> Dataset:
         progress.say(f"{name} has no test split, so that its validation split serves as one.")
         arrays = {key.replace("_validation", "_test"): x for key, x in arrays.items()}
     own = {key: arrays.pop(key) for key in list(arrays) if key.endswith("_validation")}
-    dataset = split_by_names(arrays, name, name, "nhwc")
+    dataset = split_by_names(arrays, name, name, _last(PLAIN))
     if own:
-        (validation,), _ = parts(own, ("_validation",), name, "nhwc")
+        (validation,), _ = parts(own, ("_validation",), name, _last(PLAIN))
         dataset = dataset._replace(validation=validation)
     return dataset
 

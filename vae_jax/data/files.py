@@ -35,6 +35,7 @@ class Reading(NamedTuple):
     image_size: tuple[int, ...] = ()  # of a folder of images
     channels: int = 0  # of a folder of images
     skip_broken: bool = False  # of a folder of images
+    missing: bool = False  # whether NaN, or an empty cell of a table, is a missing value
 
 
 PLAIN = Reading()
@@ -169,6 +170,7 @@ class Rows(NamedTuple):
     dtype: np.dtype
     offset: int  # bytes before the values
     version: tuple[int, int]  # the file's size in bytes, and when it was last written, in ns
+    how: Reading = PLAIN
 
     @property
     def row_bytes(self) -> int:
@@ -194,18 +196,18 @@ class Rows(NamedTuple):
         return x
 
 
-def open_rows(path: Path, layout: str = "auto") -> Rows:
+def open_rows(path: Path, how: Reading = PLAIN) -> Rows:
     """Open a .npy file as `Rows`, with the channels last. This reads only its header."""
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
         shape, fortran_order, dtype = _read_header(file, os.fstat(file.fileno()).st_size)
         if fortran_order:
             raise ValueError("its values are in Fortran order; save numpy.ascontiguousarray(x)")
-        if layout == "nchw" or (layout == "auto" and _channels(shape) != "last"):
+        if how.layout == "nchw" or (how.layout == "auto" and _channels(shape) != "last"):
             raise ValueError(
                 f"its shape {shape} has the channels first, or may have; save x.transpose(0, 2, 3, 1), or, if they are "
                 "last, give --config.layout=nhwc"
             )
-        return Rows(path, shape, dtype, file.tell(), _version(file))
+        return Rows(path, shape, dtype, file.tell(), _version(file), how)
 
 
 def _version(file: IO[bytes]) -> tuple[int, int]:
@@ -213,13 +215,13 @@ def _version(file: IO[bytes]) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def as_images(x: np.ndarray, source: str) -> np.ndarray:
-    """Return x as [N, D] or [N, H, W, C], uint8 or finite float32. Raises UserError if that is not possible."""
+def as_images(x: np.ndarray, source: str, how: Reading = PLAIN) -> np.ndarray:
+    """Return x as [N, D] or [N, H, W, C], uint8 or float32, where only missing values are NaN. Raises UserError."""
     check_layout(x.shape, x.dtype, source)
     if x.dtype.kind in "ui":
         check_integers(int(x.min()), int(x.max()), x.shape, x.dtype, source)
     images = convert(x)
-    check_finite(*not_finite(images), x.ndim, source)
+    check_finite(*not_finite(images, how.missing), x.ndim, source, not how.missing)
     return images
 
 
@@ -297,21 +299,37 @@ def convert(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float32, copy=False)
 
 
-def not_finite(x: np.ndarray) -> tuple[int, list[int]]:
-    """Count the values that are not finite. Returns the count and the index of the first such value."""
+def extremes(x: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value that is not NaN; inf and -inf if all are NaN."""
+    if x.dtype.kind != "f":
+        return float(x.min()), float(x.max())
+    seen = ~np.isnan(x)
+    return float(np.min(x, initial=math.inf, where=seen)), float(np.max(x, initial=-math.inf, where=seen))
+
+
+def not_finite(x: np.ndarray, missing: bool = False) -> tuple[int, list[int]]:
+    """Count the values that are not finite. Returns the count and the index of the first such value.
+
+    missing: NaN is a missing value and does not count.
+    """
     if x.dtype.kind != "f":
         return 0, []
-    finite = np.isfinite(x)
+    finite = ~np.isinf(x) if missing else np.isfinite(x)
     count = x.size - int(np.count_nonzero(finite))
     return count, [int(i) for i in np.unravel_index(np.argmin(finite), x.shape)] if count else []
 
 
-def check_finite(count: int, first: list[int], ndim: int, source: str) -> None:
-    """Raise UserError if `count` is above 0. count, first: from `not_finite`. ndim: the axes of the stored array."""
+def check_finite(count: int, first: list[int], ndim: int, source: str, may_miss: bool) -> None:
+    """Raise UserError if `count` is above 0. count, first: from `not_finite`. ndim: the axes of the stored array.
+
+    may_miss: whether the advice is to take NaN as a missing value.
+    """
     if count:
         axes = ("row", "column") if ndim == 2 else ("row", "y", "x", "channel")[:ndim]
         where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, first, strict=False))
+        advice = "Give --config.missing=true if NaN is a missing value, or keep" if may_miss else "Keep"
         raise UserError(
             f"{source} holds NaN, infinite or too large values ({count}; the first in {where}), expected finite "
-            "float32. Keep the rows, of y too, where np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) is true."
+            f"float32. {advice} the rows, of y too, where np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) is "
+            "true."
         )

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax import progress
 from vae_jax.config import Config
 from vae_jax.core import Examples, to_float
 from vae_jax.data import datasets, splits
-from vae_jax.data.files import Reading, check_memory
-from vae_jax.data.scaling import Scaling, advise, measure
+from vae_jax.data.files import Reading, check_memory, extremes
+from vae_jax.data.scaling import Scaling, advise, measure, measure_columns
 from vae_jax.data.splits import Dataset, Split
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
@@ -42,6 +44,7 @@ class DataInfo(NamedTuple):
     names: tuple[str, ...] = ()  # of the labels 0, 1, ...; () if the labels are the numbers of the data
     columns: tuple[str, ...] = ()  # the names of the columns of a table
     scaling: Scaling | None = None  # of `standardize`: the mean and the standard deviation of each element of x
+    covariate_scaling: Scaling | None = None  # the same of each covariate
 
     @property
     def context_size(self) -> int:
@@ -94,6 +97,8 @@ def load(
             f"standardize is true, and binarization {config.binarization!r} makes zeros and ones. Set one of them only."
         )
     check_levels(dataset, config, num_levels(dataset.train.x.shape[1:]))
+    if config.missing:
+        _check_missing(dataset, config)
     if not config.standardize:
         advise(dataset)
     split = "validation" if dataset.validation else "test"
@@ -102,12 +107,26 @@ def load(
     return Inputs(data, training_examples(dataset, config, data.classes), split, held_out, label)
 
 
+def _check_missing(dataset: Dataset, config: Config) -> None:
+    """Say how many values are missing. Raises UserError if the config makes zeros and ones of them."""
+    if config.binarization != "none":
+        raise UserError(
+            f"missing is true, and binarization {config.binarization!r} makes zeros and ones. Set one of them only."
+        )
+    arrays = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    num, count = sum(x.size for x in arrays), sum(int(np.count_nonzero(np.isnan(x))) for x in arrays)
+    where = " in memory" if dataset.stream else ""
+    if count:
+        progress.say(f"{dataset.name}: {count} of {num} values{where} are missing ({count / num:.1%}).")
+
+
 def reading_of(config: Config) -> Reading:
     return Reading(*(getattr(config, name) for name in Reading._fields))
 
 
 def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo:
     x, validation = dataset.train.x, dataset.validation
+    c = _covariates(dataset, dataset.train) if config.conditional == "covariates" else None
     return DataInfo(
         x.shape[1:],
         classes_of(dataset) if config.conditional is True else (),
@@ -117,19 +136,23 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
         len(dataset.test.x),
         dataset.fingerprint,
         None if data_dir is None else str(Path(data_dir).absolute()),
-        0 if config.conditional != "covariates" else _covariates(dataset, dataset.train).shape[1],
+        0 if c is None else c.shape[1],
         dataset.names if len(dataset.names) <= MAX_NAMES or config.conditional is True else (),
         dataset.columns,
         measure(dataset) if config.standardize else None,
+        measure_columns(c) if config.standardize and c is not None else None,
     )
 
 
 def value_range(dataset: Dataset) -> tuple[float, float]:
-    """The smallest and the largest value in all splits, as the model sees them."""
+    """The smallest and the largest value in all splits, as the model sees them. Raises UserError if all are missing."""
     arrays = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
-    ranges = [(float(x.min()), float(x.max())) for x in arrays] if dataset.stream is None else [dataset.stream.range]
+    ranges = [dataset.stream.range] if dataset.stream else [extremes(x) for x in arrays]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if not isfinite(low):
+        raise UserError(f"{dataset.name} has no value: all are missing. Give data with some.")
     scale = 255 if arrays[0].dtype == np.uint8 else 1
-    return min(low for low, _ in ranges) / scale, max(high for _, high in ranges) / scale
+    return low / scale, high / scale
 
 
 def classes_of(dataset: Dataset) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The mean and the spread of each element of the training examples, and advice where they are far from 0 and 1."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -19,7 +19,8 @@ Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard devia
 def measure(dataset: Dataset) -> Scaling:
     """The mean and the standard deviation of each element of x over the training examples, flat, in float32.
 
-    An element that never varies has the standard deviation 1. Raises UserError for too many elements.
+    They are of the values that are not missing. An element that never varies has the standard deviation 1. Raises
+    UserError for too many elements.
     """
     size = int(np.prod(dataset.train.x.shape[1:]))
     if size > MAX_ELEMENTS:
@@ -27,13 +28,24 @@ def measure(dataset: Dataset) -> Scaling:
             f"standardize is true, and an example has {size} elements; expected at most {MAX_ELEMENTS}. Set "
             "--config.standardize=false, and standardise the data yourself."
         )
-    num, total, squares = dataset.num_train, np.zeros(size), np.zeros(size)
-    for x in _chunks(dataset):
-        total += x.sum(0)
-    mean = total / num
-    for x in _chunks(dataset):
-        squares += ((x - mean) ** 2).sum(0)
-    std = np.sqrt(squares / num)
+    return _moments(lambda: _chunks(dataset), size)
+
+
+def measure_columns(c: np.ndarray) -> Scaling:
+    """The same of each column of c, [N, C]."""
+    return _moments(lambda: (c.astype(np.float64),), c.shape[1])
+
+
+def _moments(chunks: Callable[[], Iterable[np.ndarray]], size: int) -> Scaling:
+    """The mean and the standard deviation of each column of chunks [n, size], without the missing values."""
+    num, total, squares = np.zeros(size), np.zeros(size), np.zeros(size)
+    for x in chunks():
+        num += np.sum(~np.isnan(x), 0)
+        total += np.nansum(x, 0)
+    mean = total / np.maximum(num, 1)
+    for x in chunks():
+        squares += np.nansum((x - mean) ** 2, 0)
+    std = np.sqrt(squares / np.maximum(num, 1))
     # A sum of equal numbers has rounding errors, which are no spread.
     std = np.where(std <= 1e-6 * np.abs(mean), 1.0, std)
     std[std == 0] = 1.0
@@ -42,16 +54,17 @@ def measure(dataset: Dataset) -> Scaling:
 
 def advise(dataset: Dataset) -> None:
     """Say in one line if the columns of a table have scales that a Gaussian of sigma 1 and a network hardly learn."""
-    x = dataset.train.x
-    if x.ndim != 2 or x.dtype != np.float32:
-        return
-    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    least, most = float(min(std[std > 0], default=1)), float(max(std))
-    if most > FAR * least or most > FAR / 10 or float(max(abs(mean))) > FAR:
-        progress.say(
-            f"{dataset.name}: the columns have standard deviations from {least:.3g} to {most:.3g} and means from "
-            f"{min(mean):.3g} to {max(mean):.3g}. --config.standardize=true shows the networks 1 and 0."
-        )
+    x, c = dataset.train.x, dataset.train.c
+    for what, values in (("columns", x if x.ndim == 2 and x.dtype == np.float32 else None), ("covariates", c)):
+        if values is None:
+            continue
+        mean, std = (np.array(part) for part in measure_columns(values))
+        least, most = float(min(std)), float(max(std))
+        if most > FAR * least or most > FAR / 10 or float(max(abs(mean))) > FAR:
+            progress.say(
+                f"{dataset.name}: the {what} have standard deviations from {least:.3g} to {most:.3g} and means from "
+                f"{min(mean):.3g} to {max(mean):.3g}. --config.standardize=true shows the networks 1 and 0."
+            )
 
 
 def _chunks(dataset: Dataset) -> Iterator[np.ndarray]:

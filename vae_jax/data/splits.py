@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.data.files import as_images, channels_last, check_finite, log_integers, not_finite, permutation
+from vae_jax.data.files import Reading, as_images, channels_last, check_finite, log_integers, not_finite, permutation
 from vae_jax.data.labels import number
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
@@ -54,8 +54,8 @@ class Dataset(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def whole(arrays: dict[str, np.ndarray], name: str, layout: str) -> Dataset:
-    (split,), names = parts(arrays, ("",), repr(name), layout)
+def whole(arrays: dict[str, np.ndarray], name: str, how: Reading) -> Dataset:
+    (split,), names = parts(arrays, ("",), repr(name), how)
     return Dataset(name, split, None, split, names)
 
 
@@ -185,12 +185,12 @@ def _as_covariates(c: np.ndarray, n: int, source: str) -> np.ndarray:
         raise UserError(f"{source} holds {c.dtype} of shape {c.shape}; expected numbers of shape ({n}, C).")
     with np.errstate(over="ignore"):
         c = c.astype(np.float32)
-    check_finite(*not_finite(c), 2, source)
+    check_finite(*not_finite(c), 2, source, False)
     return c
 
 
 def parts(
-    arrays: dict[str, np.ndarray], suffixes: tuple[str, ...], source: str, layout: str
+    arrays: dict[str, np.ndarray], suffixes: tuple[str, ...], source: str, how: Reading
 ) -> tuple[list[Split], tuple[str, ...]]:
     """The splits of arrays x, y and c with these suffixes, and the names of the labels."""
     splits: list[Split] = []
@@ -202,8 +202,8 @@ def parts(
         if y.shape[:1] != (n := arrays[f"x{suffix}"].shape[:1]):
             raise UserError(f"{of[suffix]['y']} has shape {y.shape}; expected one label per example, {n}.")
     for suffix in suffixes:
-        stored = channels_last(arrays[f"x{suffix}"], layout, of[suffix]["x"])
-        x, c = as_images(stored, of[suffix]["x"]), arrays.get(f"c{suffix}")
+        stored = channels_last(arrays[f"x{suffix}"], how.layout, of[suffix]["x"])
+        x, c = as_images(stored, of[suffix]["x"], how), arrays.get(f"c{suffix}")
         splits.append(Split(x, None, None if c is None else _as_covariates(c, len(x), of[suffix]["c"])))
         if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
             log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, of[suffix]["x"])
@@ -212,17 +212,17 @@ def parts(
     return [split._replace(label=label) for split, label in zip(splits, labels, strict=True)], names
 
 
-def split_by_names(arrays: dict[str, np.ndarray], name: str, source: str, layout: str) -> Dataset:
+def split_by_names(arrays: dict[str, np.ndarray], name: str, source: str, how: Reading) -> Dataset:
     """Return the train and test splits of arrays that are named as the docstring of `load` says."""
 
     if named(arrays, ""):
-        (whole,), names = parts(arrays, ("",), source, layout)
+        (whole,), names = parts(arrays, ("",), source, how)
         n = len(whole.x)
         check_num(n, source)
         order, cut = permutation(n), n - max(1, n // 10)
         return Dataset(name, take(whole, order[:cut]), None, take(whole, order[cut:]), names)
     if named(arrays, "_train", "_test"):
-        (train, test), names = parts(arrays, ("_train", "_test"), source, layout)
+        (train, test), names = parts(arrays, ("_train", "_test"), source, how)
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise UserError(
                 f"{source} has x_train of shape {train.x.shape}, {train.x.dtype}, and x_test of shape {test.x.shape}, "

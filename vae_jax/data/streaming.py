@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 
 from vae_jax import progress
-from vae_jax.data.files import Rows, check_finite, check_integers, convert, log_integers, not_finite, permutation
+from vae_jax.data.files import (
+    Rows,
+    check_finite,
+    check_integers,
+    convert,
+    extremes,
+    log_integers,
+    not_finite,
+    permutation,
+)
 
 BLOCK_BYTES = 128 << 10
 READ_BYTES = 4 << 20  # read at a time while the file is checked
@@ -155,26 +164,27 @@ def _read_through(rows: Rows, source: str) -> tuple[tuple[float, float], str]:
         stored = rows.read(block)
         digest.update(stored.data)
         x = convert(stored)
-        count, index = _not_finite(x, block)
+        count, index = _not_finite(x, block, rows)
         missing, first = missing + count, first or index
         seen = stored if stored.dtype.kind in "ui" else x
-        low, high = min(low, seen.min().item()), max(high, seen.max().item())
-    check_finite(missing, first, len(rows.shape), source)
+        least, most = extremes(seen)
+        low, high = min(low, least), max(high, most)
+    check_finite(missing, first, len(rows.shape), source, not rows.how.missing)
     if rows.dtype.kind in "ui":
         check_integers(int(low), int(high), rows.shape, rows.dtype, source)
         log_integers(int(low), int(high), rows.shape, rows.dtype, source)
-    return (float(low), float(high)), digest.hexdigest()[:16]
+    return (low, high), digest.hexdigest()[:16]
 
 
 def _read(rows: Rows, blocks: np.ndarray) -> np.ndarray:
     x = convert(rows.read(blocks))
-    check_finite(*_not_finite(x, blocks), len(rows.shape), _source(rows))
+    check_finite(*_not_finite(x, blocks, rows), len(rows.shape), _source(rows), not rows.how.missing)
     return x
 
 
-def _not_finite(x: np.ndarray, blocks: np.ndarray) -> tuple[int, list[int]]:
+def _not_finite(x: np.ndarray, blocks: np.ndarray, rows: Rows) -> tuple[int, list[int]]:
     """Count the values that are not finite. Returns the count and the index in the file of the first such value."""
-    count, first = not_finite(x)
+    count, first = not_finite(x, rows.how.missing)
     return count, [int(np.concatenate([np.arange(*b) for b in blocks])[first[0]]), *first[1:]] if count else []
 
 

@@ -25,6 +25,7 @@ from vae_jax import names, progress
 from vae_jax.config import MAX_WHOLE, Config, differences, from_json, to_json
 from vae_jax.data.files import leads_outside, write_whole
 from vae_jax.data.inputs import DataInfo
+from vae_jax.data.scaling import Scaling
 from vae_jax.errors import UserError
 from vae_jax.guard import Guard, describe
 from vae_jax.run import digests
@@ -209,11 +210,10 @@ def _checked(data: DataInfo) -> DataInfo:
             raise ValueError(f"{name} is {getattr(data, name)}; expected at least 0")
     if not (isinstance(data.fingerprint, str) and isinstance(data.data_dir, str | None)):
         raise TypeError("fingerprint and data_dir are not text")
-    if data.scaling is not None:
-        shift, scale = (tuple(float(number) for number in part) for part in data.scaling)
-        if not (len(shift) == len(scale) == prod(shape) and all(map(isfinite, (*shift, *scale))) and min(scale) > 0):
-            raise ValueError(f"the scaling is not of {prod(shape)} numbers and as many positive ones")
-        data = data._replace(scaling=(shift, scale))
+    data = data._replace(
+        scaling=_scaling(data.scaling, prod(shape)),
+        covariate_scaling=_scaling(data.covariate_scaling, data.num_covariates),
+    )
     if not all(isinstance(name, str) for name in data.columns):
         raise TypeError("the names of the columns are not text")
     too_few = data.names and max(classes, default=0) >= len(data.names)
@@ -222,6 +222,15 @@ def _checked(data: DataInfo) -> DataInfo:
     return data._replace(
         shape=shape, classes=classes, range=(low, high), names=tuple(data.names), columns=tuple(data.columns)
     )
+
+
+def _scaling(scaling: Any, size: int) -> Scaling | None:
+    if scaling is None:
+        return None
+    shift, scale = (tuple(float(number) for number in part) for part in scaling)
+    if not (len(shift) == len(scale) == size and all(map(isfinite, (*shift, *scale))) and min(scale) > 0):
+        raise ValueError(f"the scaling is not of {size} numbers and as many positive ones")
+    return shift, scale
 
 
 def _is_same(run_dir: Path, config: Config, data: DataInfo, code: dict[str, str]) -> bool:

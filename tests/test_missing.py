@@ -1,0 +1,204 @@
+"""Missing values: p of the observed values alone, and what is put in their place."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import train_flags
+from helpers import PCA_SIZE, jit, pca_data, pca_params, pca_vae
+from scipy.stats import multivariate_normal
+from test_likelihoods import LIKELIHOODS, make, random_outputs
+
+from vae_jax import VAE, __main__ as vae_main, generate, importance_bound, load, log_weights
+from vae_jax.data.csv_files import write_csv
+from vae_jax.data.tables import read_table
+from vae_jax.distributions import DiagonalGaussian
+from vae_jax.missing import Observed, observed
+
+MISSING = np.random.default_rng(3).random((6, PCA_SIZE)) < 0.4
+MISSING[0], MISSING[1] = False, True
+INDEPENDENT = [name for name, (options, _) in LIKELIHOODS.items() if make(name, (3,))[0].independent]
+
+
+def missing_pca():
+    """Probabilistic PCA of rows with gaps. q(z | x) is the posterior of the whole row with 0 for a gap, but wider."""
+    whole = pca_vae()
+
+    def encode(params, x):
+        q = whole.encode(params, jnp.where(jnp.isnan(x), jnp.broadcast_to(params["b"], x.shape), x))
+        return DiagonalGaussian(q.mean, jnp.log1p(jnp.exp(q.log_var)))
+
+    def decode(params, z):
+        p = whole.decode(params, z)
+        return Observed(DiagonalGaussian(p.mean, p.log_var, 0), 1)
+
+    return VAE(whole.init, encode, decode, whole.prior)
+
+
+def with_gaps():
+    return np.where(MISSING, np.float32(np.nan), pca_data())
+
+
+def conditional(params, x):
+    """log p(x_observed), E[x | x_observed] and Cov[x | x_observed] of each row, in closed form."""
+    p = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    cov, b = p["w"].T @ p["w"] + np.exp(p["log_var"]) * np.eye(PCA_SIZE), p["b"]
+    for row in np.asarray(x, np.float64):
+        o, m = np.flatnonzero(~np.isnan(row)), np.flatnonzero(np.isnan(row))
+        log_px = multivariate_normal(b[o], cov[np.ix_(o, o)]).logpdf(row[o]) if len(o) else 0.0
+        gain = cov[np.ix_(m, o)] @ np.linalg.inv(cov[np.ix_(o, o)])
+        mean = row.copy()
+        mean[m] = b[m] + gain @ (row[o] - b[o])
+        left = np.zeros_like(cov)
+        left[np.ix_(m, m)] = cov[np.ix_(m, m)] - gain @ cov[np.ix_(o, m)]
+        yield log_px, mean, left
+
+
+def test_the_importance_bound_is_that_of_the_observed_values_in_closed_form(key):
+    params, x = pca_params(), with_gaps()
+    log_w = jit(log_weights, missing_pca(), num_samples=200_000)(params, key, x)
+    expected = [log_px for log_px, _, _ in conditional(params, x)]
+    np.testing.assert_allclose(importance_bound(log_w), expected, atol=1e-2)
+
+
+def test_what_is_imputed_is_the_conditional_mean_in_closed_form(key):
+    params, x = pca_params(), with_gaps()
+    full = np.asarray(jit(generate.impute, missing_pca(), num_samples=400_000)(params, key, x))
+    expected = np.array([mean for _, mean, _ in conditional(params, x)])
+    np.testing.assert_allclose(full, expected, atol=1e-2)
+    assert np.array_equal(full[~MISSING], x[~MISSING])
+
+
+def test_imputations_have_the_conditional_moments_in_closed_form(key):
+    params, x = pca_params(), with_gaps()
+    draw = partial(generate.imputations, num=20_000, num_samples=20_000, vae=missing_pca())
+    full = np.asarray(jax.jit(draw)(params, key, x), np.float64)
+    for i, (_, mean, cov) in enumerate(conditional(params, x)):
+        np.testing.assert_allclose(full[:, i].mean(0), mean, atol=0.05)
+        np.testing.assert_allclose(np.cov(full[:, i].T), cov, atol=0.15)
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_every_likelihood_counts_the_observed_elements_alone(name):
+    """The density is that of a likelihood of these elements only, and the gradient of the others is exactly 0."""
+    (likelihood, params), (one, _) = make(name, (6,)), make(name, (1,))
+    outputs = random_outputs(likelihood, 4, 6)
+    base = likelihood.build(params, outputs)
+    x = np.array(base.sample(jax.random.key(0)))
+    x[0, :], x[1, 2:5], x[2, 0] = np.nan, np.nan, np.nan
+    log_prob = lambda outputs: observed(likelihood, (6,)).build(params, outputs).log_prob(x)  # noqa: E731
+    each = np.zeros((4, 6))
+    for i in range(6):
+        own = jax.tree.map(lambda a, i=i: a[i : i + 1] if a.shape == (6,) else a, params)
+        each[:, i] = one.build(own, outputs[:, i : i + 1]).log_prob(np.nan_to_num(x[:, i : i + 1], nan=1.0))
+    expected = np.where(np.isnan(x), 0, each).sum(1)
+    np.testing.assert_allclose(jax.jit(log_prob)(outputs), expected, rtol=1e-5, atol=1e-5)
+    assert expected[0] == 0
+    grad = np.asarray(jax.jit(jax.grad(lambda outputs: log_prob(outputs).sum()))(outputs))
+    assert np.all(grad[np.isnan(x)] == 0) and np.all(np.isfinite(grad)) and np.any(grad[~np.isnan(x)] != 0)
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_every_likelihood_begins_at_what_is_observed(name):
+    likelihood, params = make(name, (3,))
+    x = np.array(likelihood.build(params, random_outputs(likelihood, 50, 3)).sample(jax.random.key(0)))
+    x[::3, 0], x[:, 2] = np.nan, np.nan
+    part, some, x = observed(likelihood, (3,)), jnp.array(np.delete(x[:, 0], np.s_[::3])[:, None]), jnp.array(x)
+    one = make(name, (1,))[0]
+    if likelihood.average(x).ndim == 1:  # categorical counts levels
+        np.testing.assert_allclose(part.average(x)[0], one.average(some)[0], rtol=1e-5)
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves((part.average(x), part.init(x))))
+    seen = np.asarray(part.features(x))
+    assert np.all(np.isfinite(seen)) and np.all(seen[:, 2] == 0) and np.all(seen[::3, 0] == 0)
+    np.testing.assert_array_equal(seen[:, 1], likelihood.features(x)[:, 1])
+
+
+# a run
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table of five columns in a plane, whose scales differ, with gaps, and the whole table."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 5)) + 0.05 * rng.normal(size=(300, 5))
+    x = (x * [1, 10, 100, 0.1, 1] + [0, 5, -200, 0, 3]).astype(np.float32)
+    path = tmp_path_factory.mktemp("table") / "t.csv"
+    gaps = np.where(rng.random(x.shape) < 0.3, np.float32(np.nan), x)
+    gaps[7] = np.nan
+    kind = np.array(["even", "odd"])[np.arange(300) % 2]
+    write_csv(path, {name: gaps[:, i] for i, name in enumerate("abcde")} | {"kind": kind})
+    return path, x, gaps
+
+
+@pytest.fixture(scope="module")
+def run(train, table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("missing") / "run"
+    fields = {"dataset": table[0], "label_column": "kind", "missing": "true", "standardize": "true"}
+    fields |= {"likelihood": "gaussian_scalar", "latent_dim": 2, "hidden_sizes": 32, "batch_size": 30}
+    train(folder, **fields, objective="iwae", num_samples=5, num_epochs=150, eval_epochs=150, learning_rate=0.003)
+    return folder
+
+
+def test_a_table_with_gaps_is_imputed_as_a_table(run, table, vae, tmp_path):
+    path, whole, gaps = table
+    assert vae("impute", run, f"--data={path}", f"--out={tmp_path}/full.csv") == f"{tmp_path}/full.csv\n"
+    full = read_table(tmp_path / "full.csv", label_column="kind")
+    assert full.columns == tuple("abcde") and full.label.tolist() == ["even", "odd"] * 150
+    missing = np.isnan(gaps)
+    assert np.array_equal(full.x[~missing], gaps[~missing])
+    error = ((full.x - whole) / whole.std(0))[missing]
+    assert np.mean(error**2) < 0.5  # the column means give 1
+    np.testing.assert_allclose(full.x[7] / whole.std(0), whole.mean(0) / whole.std(0), atol=1)
+
+
+def test_draws_are_completions_of_the_same_table(run, table, vae, tmp_path):
+    vae("impute", run, f"--data={table[0]}", "--draws=3", "--num_samples=50", f"--out={tmp_path}/x.npz")
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["x"].shape == (3, 300, 5) and set(arrays["label"]) == {"even", "odd"}
+        assert not np.isnan(arrays["x"]).any()
+        seen = ~np.isnan(table[2])
+        for draw in arrays["x"]:
+            assert np.array_equal(draw[seen], table[2][seen])
+        assert np.all(arrays["x"].std(0)[~seen] > 0)
+
+
+def test_every_command_reads_gaps(run, vae, tmp_path):
+    figures = json.loads(vae("evaluate", run, "--num_samples=20", "--ais_chains=2", "--ais_steps=5"))
+    assert np.isfinite(figures["nll"]) and np.isfinite(figures["nll_ais"])
+    for command in ("reconstruct", "interpolate", "traverse", "report", "encode"):
+        vae(command, run, *(["--num_samples=5"] if command == "report" else []))
+    with np.load(run / "latents.npz") as latents:
+        assert all(np.all(np.isfinite(latents[name])) for name in ("mean", "log_var"))
+
+
+def test_what_contradicts_missing_values_is_refused(run, train_py, refused, tmp_path, vectors_run, table):
+    for fields, words in (
+        ({"likelihood": "bernoulli", "binarization": "dynamic"}, "binarization 'dynamic' makes zeros and ones"),
+        ({"likelihood": "bernoulli", "prior": "vamp"}, "prior 'vamp' needs whole examples, and missing is true"),
+    ):
+        assert words in refused(train_py.main, train_flags(tmp_path / "run", missing="true", **fields))
+    main = vae_main.main
+    assert "was trained without missing values" in refused(main, ["impute", vectors_run])
+    assert "the draws are tables" in refused(main, ["impute", run, "--draws=2", f"--out={tmp_path}/x.csv"])
+    np.savez(tmp_path / "all.npz", x=np.full((4, 5), np.nan, np.float32))
+    assert "all are missing" in refused(main, ["impute", run, f"--data={tmp_path}/all.npz"])
+    np.save(tmp_path / "inf.npy", np.array([[1, np.nan], [np.inf, 0], [1, 1]], np.float32))
+    flags = {"likelihood": "gaussian", "batch_size": 1, "dataset": tmp_path / "inf.npy"}
+    assert "(1; the first in row 1, column 0)" in refused(
+        train_py.main, train_flags(tmp_path / "run", missing="true", **flags)
+    )
+    message = refused(train_py.main, train_flags(tmp_path / "run", **flags))
+    assert "Give --config.missing=true if NaN is a missing value" in message
+
+
+def test_a_stream_with_gaps_has_their_range_and_trains(train, tmp_path, no_pictures):
+    x = np.random.default_rng(0).random((200, 6)).astype(np.float32)
+    x[np.random.default_rng(1).random(x.shape) < 0.5] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    fields = {"dataset": tmp_path / "x.npy", "stream": "true", "missing": "true", "batch_size": 20}
+    record = train(tmp_path / "run", likelihood="gaussian", **fields)
+    assert np.isfinite(record["loss"])
+    assert load(tmp_path / "run").data.range == (float(np.nanmin(x)), float(np.nanmax(x)))
