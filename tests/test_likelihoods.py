@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import expit, log_softmax
 
 from vae_jax import likelihoods
+from vae_jax.reals import MAX_LOG_VAR, StudentT
 
 
 def logistic(outputs, log_var, x):
@@ -22,6 +23,11 @@ def logistic(outputs, log_var, x):
 def levels(outputs, log_var, x):
     chosen = np.round(x * (outputs.shape[-1] - 1)).astype(int)[..., None]
     return np.take_along_axis(log_softmax(outputs, -1), chosen, -1)[..., 0]
+
+
+def student_t(outputs, log_var, x):
+    location, scale, df = outputs[..., 0], np.exp(0.5 * bounded(outputs[..., 1])), 3 + np.logaddexp(0, outputs[..., 2])
+    return stats.t(df, location, scale).logpdf(x)
 
 
 # Each with its options, and log p of every element of x from the outputs of the decoder and log_var, in float64.
@@ -42,8 +48,10 @@ LIKELIHOODS = {
         {},
         lambda outputs, log_var, x: stats.norm(outputs[..., 0], np.exp(0.5 * bounded(outputs[..., 1]))).logpdf(x),
     ),
+    "student_t": ({}, student_t),
 }
 DISCRETE = {"bernoulli": 2, "categorical": 5, "discretized_logistic": 256}
+REAL = {"gaussian", "gaussian_pixel", "gaussian_scalar", "student_t"}
 SHAPES = ((3,), (4, 5, 1), (4, 4, 3))
 
 every = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -52,7 +60,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def bounded(log_var):
-    return likelihoods.MAX_LOG_VAR * np.tanh(log_var / likelihoods.MAX_LOG_VAR)
+    return MAX_LOG_VAR * np.tanh(log_var / MAX_LOG_VAR)
 
 
 def make(name, shape):
@@ -122,7 +130,8 @@ def test_discrete_likelihoods_sum_to_one(name, num_levels):
 @pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name not in DISCRETE])
 def test_densities_integrate_to_one(name):
     likelihood, params = make(name, (1,))
-    x = np.linspace(*(likelihood.support or (-20, 20)), 20_001, dtype=np.float32)
+    far = np.sinh(np.linspace(-15, 15, 20_001))  # as far as 1e6, for heavy tails
+    x = np.linspace(*likelihood.support, 20_001, dtype=np.float32) if likelihood.support else far.astype(np.float32)
     density = np.exp(likelihood.build(params, jnp.asarray(random_outputs(likelihood, 1))).log_prob(x[:, None]))
     np.testing.assert_allclose(np.trapezoid(density, x), 1, rtol=1e-4)
 
@@ -169,7 +178,7 @@ def test_one_sigma_is_finite_and_learned_whatever_the_spread(x):
     likelihood = likelihoods.gaussian_scalar((3,))
     start = likelihood.init(jnp.asarray(x, jnp.float32))
     slope = jax.grad(lambda params: likelihood.build(params, jnp.zeros((3, 1))).log_var[0])(start)
-    assert abs(likelihood.build(start, jnp.zeros((3, 1))).log_var[0]) < likelihoods.MAX_LOG_VAR
+    assert abs(likelihood.build(start, jnp.zeros((3, 1))).log_var[0]) < MAX_LOG_VAR
     assert 0.05 < slope["log_var"] < 1
 
 
@@ -180,7 +189,7 @@ def test_log_variances_stay_bounded(name, extreme):
     params = jax.tree.map(lambda a: jnp.full_like(a, extreme), params)
     outputs = jnp.full((2, likelihood.num_outputs), extreme)
     p = likelihood.build(params, outputs)
-    assert np.all(np.abs(p.log_var) <= likelihoods.MAX_LOG_VAR)
+    assert np.all(np.abs(p.log_var) <= MAX_LOG_VAR)
 
 
 @pytest.mark.parametrize("name, learned", (("gaussian_scalar", "params"), ("gaussian_pixel", "outputs")))
@@ -208,9 +217,38 @@ def test_a_sigma_that_is_not_positive_is_an_error(sigma):
         likelihoods.gaussian((3,), sigma=sigma)
 
 
-def test_gaussians_alone_take_any_data():
+@every
+@pytest.mark.parametrize("extreme", (-50.0, 50.0))
+def test_gradients_are_finite_at_extreme_outputs(name, extreme):
+    likelihood, params = make(name, (2,))
+    outputs, x = jnp.full((2, likelihood.num_outputs), extreme), jnp.array([0.0, 1.0])
+    value, slope = jax.value_and_grad(lambda outputs: likelihood.build(params, outputs).log_prob(x))(outputs)
+    assert np.isfinite(value) and np.all(np.isfinite(slope))
+
+
+def test_student_t_is_scipys_to_the_rounding_of_float32():
+    df, t = np.meshgrid(np.geomspace(2, 1e4, 60), np.append(0, np.geomspace(1e-6, 1e6, 60)))
+    df, t = df.astype(np.float32), t.astype(np.float32)
+    p = StudentT(jnp.full_like(df, 2.0), jnp.full_like(df, np.log(0.5)), jnp.asarray(df), 0)
+    expected = stats.t(df.astype(np.float64)).logpdf(t) - np.log(0.5)
+    np.testing.assert_allclose(p.log_prob(2 + 0.5 * t), expected, rtol=5e-7, atol=1e-5)
+
+
+def test_student_t_with_many_degrees_of_freedom_is_a_gaussian():
+    x = np.linspace(-3, 3, 7, dtype=np.float32)
+    p = StudentT(jnp.zeros(7), jnp.zeros(7), jnp.full(7, 1e12), 0)
+    np.testing.assert_allclose(p.log_prob(x), stats.norm.logpdf(x), rtol=1e-5)
+
+
+def test_samples_of_student_t_have_its_quantiles(key):
+    p = StudentT(jnp.array([3.0]), jnp.array([0.7]), jnp.array([2.5]))
+    x = np.sort(p.sample(key, (20_000,))[:, 0])
+    assert stats.kstest(x, stats.t(2.5, 3, np.exp(0.7)).cdf).pvalue > 1e-3
+
+
+def test_what_takes_any_data():
     supports = {name: make(name, (3,))[0].support for name in LIKELIHOODS}
-    assert supports == {name: None if name.startswith("gaussian") else (0.0, 1.0) for name in LIKELIHOODS}
+    assert supports == {name: None if name in REAL else (0.0, 1.0) for name in LIKELIHOODS}
 
 
 def test_what_has_levels():

@@ -9,6 +9,7 @@ from jax import Array
 
 from vae_jax.core import Likelihood, Params
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
+from vae_jax.reals import bounded, student_t, unbounded  # noqa: F401
 
 NAMES = (
     "bernoulli",
@@ -18,9 +19,8 @@ NAMES = (
     "gaussian",
     "gaussian_pixel",
     "gaussian_scalar",
+    "student_t",
 )  # what a config may name
-
-MAX_LOG_VAR = 6.0  # bounds a learned log-variance, sigma within [0.05, 20]; else a constant pixel would diverge
 
 
 def bernoulli(shape: tuple[int, ...]) -> Likelihood:
@@ -54,11 +54,11 @@ def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
     """
 
     def init(x: Array) -> Params:
-        return {"log_var": _unbounded(jnp.log(jnp.mean(jnp.var(x, 0))))}
+        return {"log_var": unbounded(jnp.log(jnp.mean(jnp.var(x, 0))))}
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
         mean = outputs[..., 0]
-        return DiagonalGaussian(mean, jnp.broadcast_to(_bounded(params["log_var"]), mean.shape), len(shape))
+        return DiagonalGaussian(mean, jnp.broadcast_to(bounded(params["log_var"]), mean.shape), len(shape))
 
     return Likelihood(1, build, lambda mean: mean[..., None], init)
 
@@ -67,7 +67,7 @@ def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
     """N(mean, sigma^2) with the mean and sigma of every element learned (Kingma & Welling 2014, appendix C.2)."""
 
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
-        return DiagonalGaussian(outputs[..., 0], _bounded(outputs[..., 1]), len(shape))
+        return DiagonalGaussian(outputs[..., 0], bounded(outputs[..., 1]), len(shape))
 
     return Likelihood(2, build, lambda mean: jnp.stack([mean, jnp.zeros_like(mean)], -1))
 
@@ -90,7 +90,7 @@ def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
 
     def build(params: Params, outputs: Array) -> DiscretizedLogistic:
         # The output 0 means the scale e^-2 = 0.14, which is about the spread of a pixel.
-        return DiscretizedLogistic(outputs[..., 0], _bounded(outputs[..., 1]) - 2, len(shape))
+        return DiscretizedLogistic(outputs[..., 0], bounded(outputs[..., 1]) - 2, len(shape))
 
     def output_bias(mean: Array) -> Array:
         mean = jnp.clip(mean, 1e-2, 1 - 1e-2)
@@ -231,12 +231,3 @@ def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> A
         return x - (value - target) / slope
 
     return jax.lax.fori_loop(0, 10, step, start)
-
-
-def _bounded(log_var: Array) -> Array:
-    return MAX_LOG_VAR * jnp.tanh(log_var / MAX_LOG_VAR)
-
-
-def _unbounded(log_var: Array) -> Array:
-    """The inverse of `_bounded`, cut off where `_bounded` would pass almost no gradient."""
-    return MAX_LOG_VAR * jnp.arctanh(jnp.clip(log_var / MAX_LOG_VAR, -0.95, 0.95))
