@@ -72,6 +72,7 @@ MODELS = [
         "free_bits": 0.1,
     },
     {**CONVOLUTIONAL, "compute_dtype": "bfloat16", "posterior": "diagonal"},
+    {"likelihood": "student_t"},
 ]
 
 
