@@ -51,7 +51,7 @@ def is_fast(fields):
 def untrained(**fields):
     """A VAE with weights that no two of which are alike."""
     config = Config(**{"hidden_sizes": (6,), "latent_dim": 3, "batch_size": 4} | fields)
-    data = DataInfo(SHAPE, tuple(range(NUM_CLASSES)) if config.conditional else (), (0.0, 1.0), 20, 0, 4, "", None)
+    data = DataInfo(SHAPE, tuple(range(NUM_CLASSES)) if config.conditional else (), (0.1, 1.0), 20, 0, 4, "", None)
     vae = build.make_vae(config, data)
     params = jax.jit(vae.init)(jax.random.key(0), jax.random.uniform(jax.random.key(1), (20, *SHAPE)))
     rng = np.random.default_rng(0)

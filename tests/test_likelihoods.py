@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import expit, log_softmax
 
 from vae_jax import likelihoods
-from vae_jax.reals import MAX_LOG_VAR, StudentT
+from vae_jax.reals import MAX_LOG_VAR, TINY, LogNormal, StudentT
 
 
 def logistic(outputs, log_var, x):
@@ -28,6 +28,10 @@ def levels(outputs, log_var, x):
 def student_t(outputs, log_var, x):
     location, scale, df = outputs[..., 0], np.exp(0.5 * bounded(outputs[..., 1])), 3 + np.logaddexp(0, outputs[..., 2])
     return stats.t(df, location, scale).logpdf(x)
+
+
+def log_normal(outputs, log_var, x):
+    return stats.lognorm(np.exp(0.5 * bounded(outputs[..., 1]) - 1), scale=np.exp(outputs[..., 0])).logpdf(x)
 
 
 # Each with its options, and log p of every element of x from the outputs of the decoder and log_var, in float64.
@@ -48,10 +52,15 @@ LIKELIHOODS = {
         {},
         lambda outputs, log_var, x: stats.norm(outputs[..., 0], np.exp(0.5 * bounded(outputs[..., 1]))).logpdf(x),
     ),
+    "laplace": (
+        {},
+        lambda outputs, log_var, x: stats.laplace(outputs[..., 0], np.exp(0.5 * bounded(log_var)) / 2**0.5).logpdf(x),
+    ),
+    "log_normal": ({}, log_normal),
     "student_t": ({}, student_t),
 }
 DISCRETE = {"bernoulli": 2, "categorical": 5, "discretized_logistic": 256}
-REAL = {"gaussian", "gaussian_pixel", "gaussian_scalar", "student_t"}
+REAL = {"gaussian", "gaussian_pixel", "gaussian_scalar", "laplace", "student_t"}
 SHAPES = ((3,), (4, 5, 1), (4, 4, 3))
 
 every = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -72,6 +81,11 @@ def make(name, shape):
 
 def random_outputs(likelihood, *shape):
     return np.random.default_rng(0).normal(0.5, 0.3, size=(*shape, likelihood.num_outputs)).astype(np.float32)
+
+
+def least(likelihood):
+    """0, or where x must be positive, a little more."""
+    return 1e-3 if likelihood.support == (TINY, np.inf) else 0.0
 
 
 def bias_and_its_mean(likelihood, params, x):
@@ -130,8 +144,9 @@ def test_discrete_likelihoods_sum_to_one(name, num_levels):
 @pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name not in DISCRETE])
 def test_densities_integrate_to_one(name):
     likelihood, params = make(name, (1,))
-    far = np.sinh(np.linspace(-15, 15, 20_001))  # as far as 1e6, for heavy tails
-    x = np.linspace(*likelihood.support, 20_001, dtype=np.float32) if likelihood.support else far.astype(np.float32)
+    line = np.linspace(-15, 15, 20_001)
+    x = {None: np.sinh(line), (TINY, np.inf): np.exp(line), (0.0, 1.0): np.linspace(0, 1, 20_001)}[likelihood.support]
+    x = x.astype(np.float32)
     density = np.exp(likelihood.build(params, jnp.asarray(random_outputs(likelihood, 1))).log_prob(x[:, None]))
     np.testing.assert_allclose(np.trapezoid(density, x), 1, rtol=1e-4)
 
@@ -140,7 +155,7 @@ def test_densities_integrate_to_one(name):
 def test_the_output_bias_gives_the_mean_of_the_data(name):
     likelihood, params = make(name, shape := (4, 5, 1))
     x = np.random.default_rng(0).beta(1, 2, (300, *shape))
-    x = np.round(4 * x).astype(np.float32) / 4
+    x = np.maximum(np.round(4 * x) / 4, least(likelihood)).astype(np.float32)
     outputs, model_mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, x)
     assert outputs.shape == (*shape, likelihood.num_outputs)
     seen = np.concatenate([x, np.linspace(0, 1, 5).repeat(20).reshape(5, *shape)]) if name == "categorical" else x
@@ -158,7 +173,7 @@ def test_the_output_bias_of_levels_is_how_often_each_occurs():
 @every
 def test_the_output_bias_is_finite_where_every_example_is_0_or_1(name):
     likelihood, params = make(name, (2,))
-    x = jnp.broadcast_to(jnp.array([0.0, 1.0]), (50, 2))
+    x = jnp.broadcast_to(jnp.array([least(likelihood), 1.0]), (50, 2))
     _, mean = jax.jit(bias_and_its_mean, static_argnums=0)(likelihood, params, x)
     assert 0 <= mean[0] < 0.2 and 0.8 < mean[1] <= 1
 
@@ -221,7 +236,7 @@ def test_a_sigma_that_is_not_positive_is_an_error(sigma):
 @pytest.mark.parametrize("extreme", (-50.0, 50.0))
 def test_gradients_are_finite_at_extreme_outputs(name, extreme):
     likelihood, params = make(name, (2,))
-    outputs, x = jnp.full((2, likelihood.num_outputs), extreme), jnp.array([0.0, 1.0])
+    outputs, x = jnp.full((2, likelihood.num_outputs), extreme), jnp.array([least(likelihood), 1.0])
     value, slope = jax.value_and_grad(lambda outputs: likelihood.build(params, outputs).log_prob(x))(outputs)
     assert np.isfinite(value) and np.all(np.isfinite(slope))
 
@@ -246,9 +261,28 @@ def test_samples_of_student_t_have_its_quantiles(key):
     assert stats.kstest(x, stats.t(2.5, 3, np.exp(0.7)).cdf).pvalue > 1e-3
 
 
+def test_log_normal_stays_finite_and_positive_at_extreme_outputs(key):
+    p = likelihoods.log_normal((2,)).build({}, jnp.array([[-1e6, -1e6], [1e6, 1e6]]))
+    x = np.array([*p.sample(key, (5,)), p.mean])
+    assert np.all(np.isfinite(x)) and np.all(x >= TINY)
+
+
+def test_log_normal_is_scipys_from_the_smallest_to_the_largest_number():
+    x = np.geomspace(TINY, 3e38, 99).astype(np.float32)
+    p = LogNormal(jnp.full_like(x, 1.5), jnp.full_like(x, 2 * np.log(3)), 0)
+    np.testing.assert_allclose(
+        p.log_prob(x), stats.lognorm(3, scale=np.exp(1.5)).logpdf(x.astype(np.float64)), rtol=1e-6, atol=1e-5
+    )
+
+
+def test_the_encoder_sees_the_log_of_positive_numbers():
+    np.testing.assert_allclose(likelihoods.log_normal((2,)).features(jnp.array([1.0, np.e])), [0, 1], atol=1e-7)
+
+
 def test_what_takes_any_data():
     supports = {name: make(name, (3,))[0].support for name in LIKELIHOODS}
-    assert supports == {name: None if name in REAL else (0.0, 1.0) for name in LIKELIHOODS}
+    rest = dict.fromkeys(LIKELIHOODS.keys() - REAL, (0.0, 1.0)) | {"log_normal": (TINY, np.inf)}
+    assert supports == dict.fromkeys(REAL) | rest
 
 
 def test_what_has_levels():

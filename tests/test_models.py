@@ -37,7 +37,7 @@ every_network = pytest.mark.parametrize("network, shape", CASES, ids=str)
 
 
 def info(shape=(8, 8, 1), **changes):
-    return DataInfo(shape, (0, 1, 2, 3), (0.0, 1.0), 100, 0, 10, "0123456789abcdef", None)._replace(**changes)
+    return DataInfo(shape, (0, 1, 2, 3), (0.1, 0.9), 100, 0, 10, "0123456789abcdef", None)._replace(**changes)
 
 
 def config(network="mlp", **settings):
@@ -330,6 +330,7 @@ def test_gated_layers_have_half_the_outputs():
         ({"conditional": True}, {"classes": ()}, ("conditional", "no labels")),
         ({"batch_size": 101}, {}, ("batch_size is 101", "at most the 100")),
         ({}, {"range": (-1.0, 1.0)}, ("likelihood 'bernoulli' needs data in [0, 1]", "[-1, 1]", "gaussian")),
+        ({"likelihood": "log_normal"}, {"range": (0.0, 9.0)}, ("'log_normal' needs data in (0, inf); the", "[0, 9]")),
         ({"binarization": "dynamic"}, {"range": (0.0, 9.0)}, ("binarization 'dynamic' needs data in [0, 1]", "[0, 9]")),
         (
             {"likelihood": "gaussian", "binarization": "static"},
@@ -347,6 +348,8 @@ def test_what_does_not_fit_is_one_line_of_error(settings, changes, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("likelihood", [*(name for name in LIKELIHOODS if name.startswith("gaussian")), "student_t"])
+@pytest.mark.parametrize(
+    "likelihood", [*(name for name in LIKELIHOODS if name.startswith("gaussian")), "laplace", "student_t"]
+)
 def test_real_numbers_may_have_any_range(likelihood):
     build.make_vae(config(likelihood=likelihood), info((5,), range=(-7.0, 300.0)))

@@ -73,6 +73,8 @@ MODELS = [
     },
     {**CONVOLUTIONAL, "compute_dtype": "bfloat16", "posterior": "diagonal"},
     {"likelihood": "student_t"},
+    {"likelihood": "laplace"},
+    {"likelihood": "log_normal"},
 ]
 
 
@@ -84,7 +86,7 @@ def x64():
 
 def built(fields):
     config = Config(**{"hidden_sizes": (6,), "latent_dim": 2, "batch_size": 4, "num_epochs": 3} | fields)
-    data = DataInfo(SHAPE, tuple(range(CLASSES)), (0.0, 1.0), NUM, 0, 4, "", None)
+    data = DataInfo(SHAPE, tuple(range(CLASSES)), (0.1, 1.0), NUM, 0, 4, "", None)
     return config, build.make_vae(config, data), build.make_objective(config)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import jax
@@ -242,8 +243,10 @@ def check_range(config: Config, value_range: tuple[float, float], shape: tuple[i
         )
     support = (0.0, 1.0) if cause == "binarization" else likelihood and likelihood.support
     if support and not (support[0] <= value_range[0] and value_range[1] <= support[1]):
+        low = "(0" if 0 < support[0] < 1e-37 else f"[{support[0]:g}"
+        high = "inf)" if support[1] == inf else f"{support[1]:g}]"
         raise UserError(
-            f"{cause} {getattr(config, cause)!r} needs data in [{support[0]:g}, {support[1]:g}]; the data lies in "
+            f"{cause} {getattr(config, cause)!r} needs data in {low}, {high}; the data lies in "
             f"[{value_range[0]:g}, {value_range[1]:g}]. Rescale it, or choose --config.likelihood=gaussian."
         )
 

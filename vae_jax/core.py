@@ -82,7 +82,7 @@ class Likelihood(NamedTuple):
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., *shape, num_outputs]) -> p(x | z)
     output_bias: Callable[[Array], Array]  # average of the data -> outputs [*shape, num_outputs] with that average
     init: Callable[[Array], Params] = lambda x: {}  # training examples [N, *shape] -> parameters beyond the decoder's
-    support: tuple[float, float] | None = None  # the interval in which x must lie; None: any
+    support: tuple[float, float] | None = None  # the closed interval in which x must lie; None: any
     average: Callable[[Array], Array] = lambda x: jnp.mean(x, 0)  # [N, *shape] -> [*shape, ...], for output_bias
     num_levels: int | None = None  # x takes this many evenly spaced values of [0, 1]; None: any value
     features: Callable[[Array], Array] = lambda x: x  # what the encoder sees of x, [..., *shape] -> [..., *seen]

@@ -9,7 +9,7 @@ from jax import Array
 
 from vae_jax.core import Likelihood, Params
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
-from vae_jax.reals import bounded, student_t, unbounded  # noqa: F401
+from vae_jax.reals import bounded, laplace, log_normal, log_var_of, student_t  # noqa: F401
 
 NAMES = (
     "bernoulli",
@@ -19,6 +19,8 @@ NAMES = (
     "gaussian",
     "gaussian_pixel",
     "gaussian_scalar",
+    "laplace",
+    "log_normal",
     "student_t",
 )  # what a config may name
 
@@ -53,14 +55,11 @@ def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
     sigma^2 begins at the variance of the training data: the variance of each element, averaged over the elements.
     """
 
-    def init(x: Array) -> Params:
-        return {"log_var": unbounded(jnp.log(jnp.mean(jnp.var(x, 0))))}
-
     def build(params: Params, outputs: Array) -> DiagonalGaussian:
         mean = outputs[..., 0]
         return DiagonalGaussian(mean, jnp.broadcast_to(bounded(params["log_var"]), mean.shape), len(shape))
 
-    return Likelihood(1, build, lambda mean: mean[..., None], init)
+    return Likelihood(1, build, lambda mean: mean[..., None], lambda x: {"log_var": log_var_of(x)})
 
 
 def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
