@@ -67,7 +67,18 @@ def test_the_foundations_import_at_most_jax_and_errors(module):
 # From the foundations to the program. Research code imports the first four and never meets a file or a flag.
 LAYERS = (
     {"errors", "progress", "core", "checks", "xla"},
-    {"distributions", "likelihoods", "reals", "missing", "posteriors", "priors", "flows", "hierarchies", "networks"},
+    {
+        "distributions",
+        "likelihoods",
+        "reals",
+        "missing",
+        "posteriors",
+        "priors",
+        "flows",
+        "hierarchies",
+        "networks",
+        "logistics",
+    },
     {"objectives", "guard", "annealing", "generate", "vae"},
     {"update", "evaluate"},
     {"optimizers"},

@@ -1,5 +1,6 @@
 """Every likelihood is a normalised density of SciPy's, whose mean the output bias sets."""
 
+from dataclasses import replace
 from itertools import product
 
 import jax
@@ -8,14 +9,19 @@ import numpy as np
 import pytest
 from helpers import assert_within_errors, members
 from scipy import stats
-from scipy.special import expit, log_softmax
+from scipy.special import expit, log_softmax, logsumexp
 
 from vae_jax import likelihoods
+from vae_jax.logistics import LogisticMixture
 from vae_jax.reals import MAX_LOG_VAR, TINY, LogNormal, StudentT
 
 
 def logistic(outputs, log_var, x):
-    reference = stats.logistic(outputs[..., 0], np.exp(bounded(outputs[..., 1]) - 2))
+    return bytes_of_logistic(x, outputs[..., 0], outputs[..., 1])
+
+
+def bytes_of_logistic(x, location, output):
+    reference = stats.logistic(location, np.exp(bounded(output) - 2))
     below = np.where(x < 0.5 / 255, 0, reference.cdf(x - 0.5 / 255))
     return np.log(np.where(x > 1 - 0.5 / 255, 1, reference.cdf(x + 0.5 / 255)) - below)
 
@@ -30,9 +36,26 @@ def student_t(outputs, log_var, x):
     return stats.t(df, location, scale).logpdf(x)
 
 
+def mixture(outputs, log_var, x):
+    """log p of every pixel, component by component and channel by channel."""
+    channels, k = x.shape[-1] if x.ndim == 5 else 1, NUM_COMPONENTS
+    x = x.reshape(-1, channels)
+    o = outputs.reshape(len(x), -1)
+    logits, rest = o[:, :k], o[:, k:]
+    at, scale = (rest[:, i * channels * k :][:, : channels * k].reshape(-1, channels, k) for i in (0, 1))
+    slopes = iter(np.tanh(rest[:, (2 * channels + i) * k :][:, :k]) for i in range(channels * (channels - 1) // 2))
+    total = log_softmax(logits, -1)
+    for c in range(channels):
+        location = at[:, c] + sum(next(slopes) * (x[:, [j]] - 0.5) for j in range(c))
+        total = total + bytes_of_logistic(x[:, [c]], location, scale[:, c])
+    return logsumexp(total, -1)
+
+
 def log_normal(outputs, log_var, x):
     return stats.lognorm(np.exp(0.5 * bounded(outputs[..., 1]) - 1), scale=np.exp(outputs[..., 0])).logpdf(x)
 
+
+NUM_COMPONENTS = 3
 
 # Each with its options, and log p of every element of x from the outputs of the decoder and log_var, in float64.
 LIKELIHOODS = {
@@ -57,9 +80,10 @@ LIKELIHOODS = {
         lambda outputs, log_var, x: stats.laplace(outputs[..., 0], np.exp(0.5 * bounded(log_var)) / 2**0.5).logpdf(x),
     ),
     "log_normal": ({}, log_normal),
+    "logistic_mixture": ({"num_components": NUM_COMPONENTS}, mixture),
     "student_t": ({}, student_t),
 }
-DISCRETE = {"bernoulli": 2, "categorical": 5, "discretized_logistic": 256}
+DISCRETE = {"bernoulli": 2, "categorical": 5, "discretized_logistic": 256, "logistic_mixture": 256}
 REAL = {"gaussian", "gaussian_pixel", "gaussian_scalar", "laplace", "student_t"}
 SHAPES = ((3,), (4, 5, 1), (4, 4, 3))
 
@@ -279,6 +303,61 @@ def test_the_encoder_sees_the_log_of_positive_numbers():
     np.testing.assert_allclose(likelihoods.log_normal((2,)).features(jnp.array([1.0, np.e])), [0, 1], atol=1e-7)
 
 
+def mixture_of_one_pixel(channels, seed=0):
+    likelihood = likelihoods.logistic_mixture((1, 1, channels), num_components=NUM_COMPONENTS)
+    outputs = np.random.default_rng(seed).normal(0.5, 0.6, (1, 1, channels, likelihood.num_outputs))
+    return likelihood.build({}, jnp.asarray(outputs, jnp.float32))
+
+
+def test_the_channels_of_a_mixture_are_each_a_distribution_given_those_before():
+    """p(red, green) summed over green is p(red), and p(red, green, blue) summed over blue is p(red, green)."""
+    levels, p = np.linspace(0, 1, 256, dtype=np.float32), mixture_of_one_pixel(3)
+    alone = LogisticMixture(p.logits, p.location[:, :1], p.log_scale[:, :1], p.coefficients[:, :0], (1, 1, 1))
+    red = np.float32([0, 77 / 255, 1])
+    green, blue = (a.ravel() for a in np.meshgrid(levels, levels))
+    log_red = alone.log_prob(red.reshape(-1, 1, 1, 1))
+    for r, log_r in zip(red, log_red, strict=True):
+        x = np.stack([np.full_like(green, r), green, blue], -1).reshape(-1, 1, 1, 3)
+        np.testing.assert_allclose(logsumexp(np.float64(jax.jit(p.log_prob)(x))), log_r, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(alone.log_prob(levels.reshape(-1, 1, 1, 1))).sum(), 1, rtol=1e-5)
+
+
+def test_samples_of_a_mixture_occur_as_often_as_their_probability(key):
+    p = mixture_of_one_pixel(3, seed=1)
+    x = np.asarray(p.sample(key, (4_000,)))
+    assert x.min() >= 0 and x.max() <= 1
+    np.testing.assert_allclose(255 * x, np.round(255 * x), atol=1e-4)
+    other = mixture_of_one_pixel(3, seed=2)  # E_p[q(x) / p(x)] = 1 for any q
+    assert_within_errors(np.exp(np.float64(other.log_prob(x)) - p.log_prob(x)), 1)
+
+
+def test_the_mean_of_narrow_components_is_that_of_their_samples(key):
+    p = mixture_of_one_pixel(3)
+    p = replace(p, location=0.3 + 0.4 * jax.nn.sigmoid(p.location), log_scale=p.log_scale - 3)
+    p = replace(p, coefficients=0.3 * p.coefficients)
+    assert_within_errors(p.sample(key, (4_000,)), p.mean)
+
+
+def test_one_component_of_one_channel_is_the_discretized_logistic():
+    likelihood = likelihoods.logistic_mixture((4, 5, 1), num_components=1)
+    outputs = random_outputs(likelihood, 2, 4, 5, 1)
+    x = np.round(255 * np.random.default_rng(0).uniform(size=(2, 4, 5, 1)).astype(np.float32)) / 255
+    expected = likelihoods.discretized_logistic((4, 5, 1)).build({}, jnp.asarray(outputs[..., 1:]))
+    np.testing.assert_allclose(likelihood.build({}, jnp.asarray(outputs)).log_prob(x), expected.log_prob(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels, num_components, num_outputs", ((1, 10, 30), (3, 10, 34), (2, 3, 9), (3, 5, 17)))
+def test_a_pixel_of_a_mixture_has_as_few_outputs_as_it_needs(channels, num_components, num_outputs):
+    likelihood = likelihoods.logistic_mixture((8, 8, channels), num_components=num_components)
+    needed = num_components * (1 + 2 * channels + channels * (channels - 1) // 2)
+    assert likelihood.num_outputs == num_outputs and 0 <= channels * num_outputs - needed < channels
+
+
+def test_a_mixture_without_components_is_an_error():
+    with pytest.raises(ValueError, match=r"num_components is 0; expected at least 1\."):
+        likelihoods.logistic_mixture((8, 8, 3), num_components=0)
+
+
 def test_what_takes_any_data():
     supports = {name: make(name, (3,))[0].support for name in LIKELIHOODS}
     rest = dict.fromkeys(LIKELIHOODS.keys() - REAL, (0.0, 1.0)) | {"log_normal": (TINY, np.inf)}
@@ -287,4 +366,8 @@ def test_what_takes_any_data():
 
 def test_what_has_levels():
     levels = {name: make(name, (3,))[0].num_levels for name in LIKELIHOODS}
-    assert levels == dict.fromkeys(LIKELIHOODS) | {"categorical": 5, "discretized_logistic": 256}
+    assert levels == dict.fromkeys(LIKELIHOODS) | {
+        "categorical": 5,
+        "discretized_logistic": 256,
+        "logistic_mixture": 256,
+    }

@@ -75,6 +75,7 @@ MODELS = [
     {"likelihood": "student_t"},
     {"likelihood": "laplace"},
     {"likelihood": "log_normal"},
+    {"likelihood": "logistic_mixture"},
 ]
 
 

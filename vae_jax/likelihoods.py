@@ -1,6 +1,5 @@
 """The likelihoods p(x | z) that a config can name: what the decoder has to give, and what distribution it makes."""
 
-from collections.abc import Callable
 from math import log
 
 import jax
@@ -8,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core import Likelihood, Params
-from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, softplus, static, sum_event
+from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, static, sum_event
+from vae_jax.logistics import discretized_logistic, logistic_mixture, solve  # noqa: F401
 from vae_jax.reals import bounded, laplace, log_normal, log_var_of, student_t  # noqa: F401
 
 NAMES = (
@@ -21,6 +21,7 @@ NAMES = (
     "gaussian_scalar",
     "laplace",
     "log_normal",
+    "logistic_mixture",
     "student_t",
 )  # what a config may name
 
@@ -77,27 +78,11 @@ def continuous_bernoulli(shape: tuple[int, ...]) -> Likelihood:
     def output_bias(mean: Array) -> Array:
         mean = jnp.clip(mean, 1e-2, 1 - 1e-2)
         start = 1 / (1 - mean) - 1 / mean  # exact in the limits mean -> 0 and mean -> 1
-        return _solve(lambda logits: ContinuousBernoulli(logits).mean, mean, start)[..., None]
+        return solve(lambda logits: ContinuousBernoulli(logits).mean, mean, start)[..., None]
 
     return Likelihood(
         1, lambda params, outputs: ContinuousBernoulli(outputs[..., 0], len(shape)), output_bias, support=(0.0, 1.0)
     )
-
-
-def discretized_logistic(shape: tuple[int, ...]) -> Likelihood:
-    """A logistic distribution rounded to bytes, for 8-bit images. Each element has its own location and scale."""
-
-    def build(params: Params, outputs: Array) -> DiscretizedLogistic:
-        # The output 0 means the scale e^-2 = 0.14, which is about the spread of a pixel.
-        return DiscretizedLogistic(outputs[..., 0], bounded(outputs[..., 1]) - 2, len(shape))
-
-    def output_bias(mean: Array) -> Array:
-        mean = jnp.clip(mean, 1e-2, 1 - 1e-2)
-        spread = jnp.full_like(mean, -2.0)
-        location = _solve(lambda at: DiscretizedLogistic(at, spread).mean, mean, mean)
-        return jnp.stack([location, jnp.zeros_like(mean)], -1)
-
-    return Likelihood(2, build, output_bias, support=(0.0, 1.0), num_levels=256)
 
 
 def categorical(shape: tuple[int, ...], *, num_levels: int = 256) -> Likelihood:
@@ -153,41 +138,6 @@ class ContinuousBernoulli:
 
 
 @distribution
-class DiscretizedLogistic:
-    """A logistic distribution rounded to the values 0, 1/255, ..., 1. The values 0 and 1 also take its tails.
-
-    See Salimans et al. 2017 (arXiv:1701.05517), equation 2, with one component. `log_prob` takes v / 255 for bytes v.
-    """
-
-    location: Array  # [..., *event]
-    log_scale: Array  # [..., *event]
-    event_dim: int = static(default=1)
-
-    @property
-    def mean(self) -> Array:
-        def add(k: Array, total: Array) -> Array:  # E[x] is the average over k of P(x >= k / 255)
-            return total + jax.nn.sigmoid((self.location - (k - 0.5) / 255) * jnp.exp(-self.log_scale))
-
-        return jax.lax.fori_loop(1, 256, add, jnp.zeros_like(self.location)) / 255
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        noise = jax.random.logistic(key, sample_shape + self.location.shape, self.location.dtype)
-        x = expand_like(self.location, noise) + expand_like(jnp.exp(self.log_scale), noise) * noise
-        return jnp.clip(jnp.round(255 * x), 0, 255) / 255
-
-    def log_prob(self, value: Array) -> Array:
-        inverse_scale = expand_like(jnp.exp(-self.log_scale), value)
-        centered = value - expand_like(self.location, value)
-        above, below = ((centered + half) * inverse_scale for half in (0.5 / 255, -0.5 / 255))
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)) subtracts no nearly equal numbers.
-        log_cdf, log_survival = -softplus(-above), -softplus(below)
-        inside = log_cdf + log_survival + jnp.log(-jnp.expm1(-inverse_scale / 255))
-        edge = 0.5 / 255
-        log_prob = jnp.where(value < edge, log_cdf, jnp.where(value > 1 - edge, log_survival, inside))
-        return sum_event(log_prob, self.event_dim)
-
-
-@distribution
 class Categorical:
     """Each element of x independently takes one of the C values 0, 1/(C - 1), ..., 1 with softmax(logits)."""
 
@@ -220,13 +170,3 @@ def _log_mean_exp(a: Array) -> Array:
     size = jnp.maximum(jnp.abs(a), 0.1)
     large = jnp.maximum(a, 0) + jnp.log1p(-jnp.exp(-size)) - jnp.log(size)
     return jnp.where(jnp.abs(a) < 0.1, a / 2 + a**2 / 24 - a**4 / 2880, large)
-
-
-def _solve(function: Callable[[Array], Array], target: Array, start: Array) -> Array:
-    """x with function(x) = target, elementwise, by 10 steps of Newton's method from `start`."""
-
-    def step(_, x: Array) -> Array:
-        value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
-        return x - (value - target) / slope
-
-    return jax.lax.fori_loop(0, 10, step, start)
