@@ -33,7 +33,7 @@ from vae_jax.evaluate import (
     standard_error,
     summarize,
 )
-from vae_jax.run import checkpoints
+from vae_jax.run import checkpoints, diagnosis
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import npz, pictures, views
 from vae_jax.show.export import to_zip
@@ -242,7 +242,8 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         "step": step,
         "seed": options.seed,
     }
-    return summary, result
+    found = diagnosis.notes(config, data, summary, examples.x, is_own=not options.data)
+    return {**summary, **({"notes": list(found.values())} if found else {})}, result
 
 
 def _load(options: Namespace) -> Restored:

@@ -22,7 +22,7 @@ from vae_jax.config import Config, differences
 from vae_jax.core import Params
 from vae_jax.data import inputs
 from vae_jax.errors import UserError
-from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
+from vae_jax.run import checkpoints, diagnosis, ensemble, loop, metrics, runs
 from vae_jax.run.ensemble import Varied, take
 from vae_jax.show import views
 
@@ -140,8 +140,16 @@ def sweep(options: Namespace) -> tuple[str, int]:
     text = metrics.to_json({"split": split, "table": rows, "members": figures}, indent=2)
     metrics.write_text(options.sweep_dir / "sweep.json", text + "\n")
     if all(lost):
-        reason = runs.lost_error(jax.device_get(alone[0].guard), config, data.range, num_steps, saved=True)
+        reason = diagnosis.lost_error(jax.device_get(alone[0].guard), config, data, num_steps, saved=True)
         raise UserError(f"No run of {options.sweep_dir} has learned anything. {run_dirs[0].name}: {reason}")
+    if not unfinished:
+        kept = [i for i in range(len(members)) if not lost[i]]
+        skipped = [int(alone[i].guard.skipped) for i in kept]
+        found = [
+            diagnosis.notes(members[i], data, figures[i], held_out.x, skipped=count)
+            for i, count in zip(kept, skipped, strict=True)
+        ]
+        _say_once([run_dirs[i].name for i in kept], found)
     return markdown(rows, split, options.num_samples), status if unfinished else 0
 
 
@@ -202,6 +210,14 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, num_samples: int | None
         seeds = f"{row['num_seeds']} ({row['num_lost']} lost)" if row["num_lost"] else str(row["num_seeds"])
         lines.append([*(_short(row[name]) for name in Varied._fields), seeds, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _say_once(names: Sequence[str], found: Sequence[dict[str, str]]) -> None:
+    """Say every note of the members once, in the words of the first member that has it, and count the others."""
+    for condition in dict.fromkeys(condition for notes in found for condition in notes):
+        having = [(name, notes[condition]) for name, notes in zip(names, found, strict=True) if condition in notes]
+        others = f" and {len(having) - 1} more" if len(having) > 1 else ""
+        progress.say(f"{having[0][0]}{others}: {having[0][1]}")
 
 
 def _figures(run_dir: Path, member: Config, lost: bool) -> dict[str, Any]:

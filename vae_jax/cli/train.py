@@ -10,7 +10,7 @@ import jax
 from vae_jax import build, evaluate, progress
 from vae_jax.cli import console
 from vae_jax.data import inputs
-from vae_jax.run import checkpoints, loop, metrics, runs, tensorboard
+from vae_jax.run import checkpoints, diagnosis, loop, metrics, runs, tensorboard
 from vae_jax.show import views
 from vae_jax.xla import devices
 
@@ -66,7 +66,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
             logged=copy_metrics,
         )
         if is_lost:
-            raise runs.lost_error(state.guard, config, data.range, num_steps, bool(checkpoints.steps(run_dir)))
+            raise diagnosis.lost_error(state.guard, config, data, num_steps, bool(checkpoints.steps(run_dir)))
         if not is_first:
             return None, stop
         state, held_out = devices.local_copy((state, held_out))
@@ -74,6 +74,10 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
             _, mean = evaluate_held_out(state.averaged, jax.random.key(0), held_out)
         if mean is not None:
             draw(0, state.averaged, step, mean, run_dir)
+        record = (metrics.read(run_dir) or [{}])[-1]
         if step < num_steps:
             progress.say(f"{run_dir}: stopped at step {step} of {num_steps}; the same command resumes it")
-        return {"run_dir": str(run_dir), **(metrics.read(run_dir) or [{}])[-1]}, stop
+        else:
+            for note in diagnosis.notes(config, data, record, held_out.x, skipped=int(state.guard.skipped)).values():
+                progress.say(note)
+        return {"run_dir": str(run_dir), **record}, stop

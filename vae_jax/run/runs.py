@@ -27,11 +27,9 @@ from vae_jax.data.files import leads_outside, write_whole
 from vae_jax.data.inputs import DataInfo
 from vae_jax.data.scaling import Scaling
 from vae_jax.errors import UserError
-from vae_jax.guard import Guard, describe
 from vae_jax.run import digests
 
 FORMAT = 4
-LARGE = 30.0  # the error of a lost run mentions data beyond it, because standardised data rarely goes so far
 MAX_RUN_BYTES = 4 << 20  # of run.json, which has a few thousand bytes, or more if there are many classes
 MAX_VALUES = 2**28  # in one example: enough for a picture of 9,000 x 9,000 pixels in colour
 
@@ -331,27 +329,3 @@ def _lock(file: IO[str]) -> None:
     import fcntl
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def lost_error(
-    guard: Guard, config: Config, value_range: tuple[float, float], num_steps: int, saved: bool
-) -> UserError:
-    """The error of a lost run, with advice. value_range: the range of its data. saved: whether it has a checkpoint."""
-    advice = []
-    if max(map(abs, value_range)) > LARGE and not config.standardize:
-        low, high = value_range
-        advice.append(
-            f"The data goes from {low:g} to {high:g}. Give --config.standardize=true, with a likelihood of any numbers."
-        )
-    if guard.step:
-        settings = [f"a learning rate below {config.learning_rate:g}"]
-        if not 0 < config.clip_norm <= 1:
-            settings.append("--config.clip_norm=1")
-        if config.warmup_steps < num_steps // 10:
-            settings.append(f"--config.warmup_steps={num_steps // 10}")
-        advice.append(f"Give {' or '.join(settings)}.")
-    elif not advice:
-        advice.append("No update had been made. Choose another likelihood, other options of it, or other data.")
-    if saved:
-        advice.append("Give --restart too, which moves this run aside.")
-    return UserError(f"The run is lost: {describe(guard)}. {' '.join(advice)}")

@@ -56,7 +56,8 @@ def page(
         folder = Path(temporary)
         views.draw_run(folder, restored, examples, label, result.mean, summary["seed"], classes)
         sections = {
-            "Evaluation": _evaluation(summary, len(names), protocol(config, examples, summary, limit, dataset)),
+            "Notes": [webpage.text(note) for note in summary.get("notes", ())],
+            "Evaluation": _evaluation(summary, len(names), protocol(config, summary, limit, dataset)),
             "Learning curves": [_curves(folder, metrics.read(run_dir))],
             "Reconstructions": [_reconstructions(folder, summary["split"])],
             "Samples": [_samples(folder, config)],
@@ -69,9 +70,7 @@ def page(
     return webpage.page(run_dir.resolve().name, lines, sections)
 
 
-def protocol(
-    config: Config, examples: Examples, summary: dict[str, Any], limit: int | None = None, dataset: str | None = None
-) -> str:
+def protocol(config: Config, summary: dict[str, Any], limit: int | None = None, dataset: str | None = None) -> str:
     """Describe in words how the figures were measured. Without this, they cannot be compared with other figures."""
     given = {True: " | label", "covariates": " | covariates"}.get(config.conditional, "")
     log_px = f"log p(x{given})"
@@ -97,10 +96,6 @@ def protocol(
     if summary["selected_on"]:
         text += f" The checkpoint was chosen by its loss on the {summary['selected_on']} split"
         text += ", so that figures of that split flatter." if summary["selected_on"] == summary["split"] else "."
-    if config.likelihood == "bernoulli" and not config.vae and not ((examples.x == 0) | (examples.x == 1)).all():
-        text += (
-            " Bernoulli of grey values is a cross-entropy, no likelihood of any data: compare with grey figures only."
-        )
     if config.posterior == "delta" and not config.vae:
         text += " A point posterior has no density: these are terms of a loss, not bounds."
     return text
