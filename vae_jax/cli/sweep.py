@@ -143,13 +143,14 @@ def sweep(options: Namespace) -> tuple[str, int]:
         reason = diagnosis.lost_error(jax.device_get(alone[0].guard), config, data, num_steps, saved=True)
         raise UserError(f"No run of {options.sweep_dir} has learned anything. {run_dirs[0].name}: {reason}")
     if not unfinished:
-        kept = [i for i in range(len(members)) if not lost[i]]
-        skipped = [int(alone[i].guard.skipped) for i in kept]
-        found = [
-            diagnosis.notes(members[i], data, figures[i], held_out.x, skipped=count)
-            for i, count in zip(kept, skipped, strict=True)
-        ]
-        _say_once([run_dirs[i].name for i in kept], found)
+        found = {
+            run_dirs[i].name: diagnosis.notes(
+                members[i], data, figures[i], held_out.x, skipped=int(alone[i].guard.skipped)
+            )
+            for i in range(len(members))
+            if not lost[i]
+        }
+        _say_once(found)
     return markdown(rows, split, options.num_samples), status if unfinished else 0
 
 
@@ -212,12 +213,16 @@ def markdown(rows: Sequence[dict[str, Any]], split: str, num_samples: int | None
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _say_once(names: Sequence[str], found: Sequence[dict[str, str]]) -> None:
-    """Say every note of the members once, in the words of the first member that has it, and count the others."""
-    for condition in dict.fromkeys(condition for notes in found for condition in notes):
-        having = [(name, notes[condition]) for name, notes in zip(names, found, strict=True) if condition in notes]
-        others = f" and {len(having) - 1} more" if len(having) > 1 else ""
-        progress.say(f"{having[0][0]}{others}: {having[0][1]}")
+def _say_once(found: dict[str, dict[str, str]]) -> None:
+    """Say the notes of members, by their names: a condition once, for the first member with it, and count the others.
+
+    A note that all members have in the same words is said without a name.
+    """
+    for condition in dict.fromkeys(condition for notes in found.values() for condition in notes):
+        texts = {name: notes[condition] for name, notes in found.items() if condition in notes}
+        first, others = next(iter(texts)), f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+        shared = len(texts) == len(found) and len(set(texts.values())) == 1
+        progress.say(texts[first] if shared else f"{first}{others}: {texts[first]}")
 
 
 def _figures(run_dir: Path, member: Config, lost: bool) -> dict[str, Any]:

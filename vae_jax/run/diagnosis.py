@@ -21,6 +21,7 @@ FAR = (
     2.0  # nats of KL(q(z) || p(z)): its estimate from one split may be a nat too high, as log N bounds the information
 )
 MIN_EXAMPLES = 10  # the posterior means of fewer examples may agree by chance, and those of one example always do
+FEW_STEPS = 1000  # before so many, z may not have been learned yet: Adam moves a weight by at most 1 in them at 1e-3
 
 
 def notes(
@@ -67,27 +68,33 @@ def _collapse(config: Config, data: DataInfo, figures: Mapping[str, Any], x: Arr
         return ""
     if not all(value is not None and isfinite(value) for value in shown):  # the means may not be finite either
         return ""
-    num_steps = config.num_epochs * (data.num_train // config.batch_size)
-    changes: list[dict[str, Any]] = []
-    if _is_wide(config, x):
-        changes.append({"likelihood": "gaussian_scalar", "likelihood_options": {}})
-    if config.beta > 0:
-        changes.append({"beta": config.beta / 2})
-    if config.beta > 0 and not config.beta_warmup_steps and num_steps > 1:
-        changes.append({"beta_warmup_steps": num_steps // 2})
-    if not config.free_bits:
-        changes.append({"free_bits": 0.1})
-    remedies = [_flags(config, **change) for change in changes if _fits(config, data, **change)]
-    smaller = "a smaller decoder" + (" (--config.hidden_sizes)" if config.network == "mlp" else "")
     kl = f" (KL {figures['kl']:.2g})" if "kl" in figures else ""
     return (
         f"Posterior collapse: 0 of {config.latent_dim} latent dimensions are active{kl}, so z says nothing about x. "
-        f"Train anew with {_or([*remedies, smaller])}."
+        f"Train anew with {_or(_against_collapse(config, data, x))}."
     )
 
 
+def _against_collapse(config: Config, data: DataInfo, x: Array) -> list[str]:
+    """What may help, or what alone helps if the collapsed posterior is the best one for such a sigma or beta."""
+    learned_sigma = {"likelihood": "gaussian_scalar", "likelihood_options": {}}
+    if _is_wide(config, x) and _fits(config, data, **learned_sigma):
+        return [_flags(config, **learned_sigma)]
+    if config.beta > 1:
+        return ["--config.beta=1"]
+    num_steps = config.num_epochs * (data.num_train // config.batch_size)
+    changes: list[dict[str, Any]] = [{"beta": config.beta / 2}] if config.beta else []
+    if config.beta and not config.beta_warmup_steps and num_steps > 1:
+        changes.append({"beta_warmup_steps": num_steps // 2})
+    if not config.free_bits:
+        changes.append({"free_bits": 0.1})
+    longer = ["more epochs (--config.num_epochs)"] if num_steps < FEW_STEPS else []
+    smaller = "a smaller decoder" + (" (--config.hidden_sizes)" if config.network == "mlp" else "")
+    return [*longer, *(_flags(config, **change) for change in changes if _fits(config, data, **change)), smaller]
+
+
 def _is_wide(config: Config, x: Array) -> bool:
-    """Whether the fixed sigma^2 of a Gaussian likelihood is more than twice what x varies by: then nothing pays a KL."""
+    """Whether the fixed sigma^2 of a Gaussian likelihood is above twice the variance of x: then nothing pays a KL."""
     if config.likelihood != "gaussian" or config.standardize:
         return False
     return float(jnp.mean(jnp.var(x, 0))) < config.likelihood_options.get("sigma", 1.0) ** 2 / 2
@@ -131,7 +138,7 @@ def _grey(config: Config, x: Array) -> str:
         return ""
     remedies = [_flags(config, binarization="dynamic"), _flags(config, likelihood="continuous_bernoulli")]
     return (
-        f"Bernoulli of grey values ({share:.2g} of them are not 0 or 1) is a cross-entropy, not a log-likelihood: "
+        f"Bernoulli of grey values (a share of {share:.2g} is neither 0 nor 1) is a cross-entropy, not a log-likelihood: "
         f"compare with grey figures only. {_or(remedies)} gives a likelihood."
     )
 
