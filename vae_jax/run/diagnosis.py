@@ -138,8 +138,8 @@ def _grey(config: Config, x: Array) -> str:
         return ""
     remedies = [_flags(config, binarization="dynamic"), _flags(config, likelihood="continuous_bernoulli")]
     return (
-        f"Bernoulli of grey values (a share of {share:.2g} is neither 0 nor 1) is a cross-entropy, not a log-likelihood: "
-        f"compare with grey figures only. {_or(remedies)} gives a likelihood."
+        f"Bernoulli of grey values (a share of {share:.2g} is neither 0 nor 1) is a cross-entropy, not a "
+        f"log-likelihood: compare with grey figures only. {_or(remedies)} gives a likelihood."
     )
 
 
