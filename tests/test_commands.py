@@ -45,6 +45,7 @@ EVALUATION = {
     "seed",
     "checkpoint",
     "selected_on",
+    "notes",
 }
 
 

@@ -130,9 +130,6 @@ def test_a_far_aggregate_posterior_has_no_sure_remedy_there(case):
 
 def test_another_model_does_not_begin_with_the_weights_of_this_one():
     text = notes(FAR, init_from="/runs/a")["aggregate"]
-    assert (
-        "--config.prior=mixture --config.init_from= or" not in text.replace(",", " or") or "--config.init_from=" in text
-    )
     assert text.count("--config.init_from=") == 3
     assert "init_from" not in notes(COLLAPSED, init_from="/runs/a")["collapse"]
 
@@ -239,7 +236,7 @@ def test_data_of_a_large_scale_gets_the_advice_which_helps(train_py, train, tmp_
     fields = {"dataset": tmp_path / "x.npy", "likelihood": "gaussian_scalar", "batch_size": 10}
     with jax.numpy_dtype_promotion("standard"):
         assert console.run(train_py.main, train_flags(tmp_path / "run", **fields)) == 2
-    (line,) = said(capsys)
+    *_, line = said(capsys)
     assert line.endswith("Give --config.standardize=true. Give --restart too, which moves this run aside.")
     train(tmp_path / "run", "--restart", **fields, standardize="true")
     assert not any("skipped" in line or "standardize" in line for line in said(capsys))

@@ -14,7 +14,8 @@ from vae_jax import guard
 from vae_jax.config import Config
 from vae_jax.core import Examples
 from vae_jax.objectives import negative_elbo
-from vae_jax.run import checkpoints, runs
+from vae_jax.data.inputs import DataInfo
+from vae_jax.run import checkpoints, diagnosis
 from vae_jax.update import init_state, make_train, make_update
 
 VAE = mlp_vae((4,))
@@ -125,7 +126,7 @@ def test_a_run_whose_last_half_was_skipped_is_lost(skipped, in_a_row, step, lost
 @pytest.mark.parametrize(
     ("step", "fields", "value_range", "num_steps", "saved", "advice"),
     [
-        (0, {}, (-3, 700), 200, False, "The data goes from -3 to 700. Give --config.standardize=true, with a"),
+        (0, {}, (-3, 700), 200, False, "The data goes from -3 to 700. Give --config.standardize=true."),
         (0, {}, (-900, 0), 200, False, "The data goes from -900 to 0. Give --config.standardize=true"),
         (0, {"standardize": True}, (-900, 0), 200, False, "kl was not finite. No update had been made"),
         (0, {}, (0, 1), 200, False, "No update had been made. Choose another likelihood"),
@@ -139,12 +140,14 @@ def test_a_run_whose_last_half_was_skipped_is_lost(skipped, in_a_row, step, lost
         ),
         (5, {"warmup_steps": 20, "clip_norm": 0.5}, (0, 1), 200, False, "Give a learning rate below 0.001."),
         (5, {"clip_norm": 2.0}, (0, 1), 9, True, "below 0.001 or --config.clip_norm=1. Give --restart too"),
-        (5, {}, (0, 700), 200, False, "with a likelihood of any numbers. Give a learning rate below 0.001"),
+        (5, {}, (0, 700), 200, False, "Give --config.standardize=true. Give a learning rate below 0.001"),
     ],
 )
 def test_the_advice_is_of_the_run(step, fields, value_range, num_steps, saved, advice):
     seen = guard.Guard(107, 100, step, 1)
-    message = str(runs.lost_error(seen, Config(**fields), value_range, num_steps, saved))
+    data = DataInfo((4,), (), value_range, 1000, 0, 100, "", None)
+    config = Config(**{"likelihood": "gaussian"} | fields)
+    message = str(diagnosis.lost_error(seen, config, data, num_steps, saved))
     assert f"lost: 107 updates skipped so far, the first at step {step}, where its kl was not finite. " in message
     assert advice in message and ("--restart" in message) is saved
 

@@ -151,7 +151,8 @@ def test_stdout_carries_the_last_record_and_stderr_a_line_an_evaluation(train, t
     assert out == ""  # `train` has taken the one line
     assert result == {"run_dir": str(tmp_path / "run"), **metrics.read(tmp_path / "run")[-1]}
     lines = err.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["epoch 1  test", "epoch 2  test"]
+    assert [line.split(":")[0] for line in lines[:-1]] == ["epoch 1  test", "epoch 2  test"]
+    assert lines[-1].startswith("Bernoulli of grey values")
     for word in ("loss", "log_likelihood", "kl", "active_units", "examples/s", "left"):
         assert word in lines[0]
 
