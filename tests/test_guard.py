@@ -13,8 +13,8 @@ from helpers import lenient_optax, mlp_vae
 from vae_jax import guard
 from vae_jax.config import Config
 from vae_jax.core import Examples
-from vae_jax.objectives import negative_elbo
 from vae_jax.data.inputs import DataInfo
+from vae_jax.objectives import negative_elbo
 from vae_jax.run import checkpoints, diagnosis
 from vae_jax.update import init_state, make_train, make_update
 

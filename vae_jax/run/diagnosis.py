@@ -112,7 +112,7 @@ def _aggregate(config: Config, data: DataInfo, figures: Mapping[str, Any]) -> st
         return ""
     return (
         f"The aggregate posterior q(z) is {distance:.2f} nats from the prior (kl_aggregate, of a KL of "
-        f"{figures['kl']:.2f}): a prior that learns q(z) gains up to this much. Train anew with {_or(fitting)}."
+        f"{figures['kl']:.2f}): a prior that learns q(z) may gain up to this much. Train anew with {_or(fitting)}."
     )
 
 
