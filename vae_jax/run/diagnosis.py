@@ -17,9 +17,7 @@ from vae_jax.errors import UserError
 from vae_jax.guard import Guard, describe
 
 LARGE = 30.0  # data beyond it is worth a word if updates were skipped: standardised data rarely goes so far
-FAR = (
-    2.0  # nats of KL(q(z) || p(z)): its estimate from one split may be a nat too high, as log N bounds the information
-)
+FAR = 2.0  # nats of KL(q(z) || p(z)), whose estimate may be a nat too high, as log N bounds the information
 MIN_EXAMPLES = 10  # the posterior means of fewer examples may agree by chance, and those of one example always do
 FEW_STEPS = 1000  # before so many, z may not have been learned yet: Adam moves a weight by at most 1 in them at 1e-3
 
@@ -133,7 +131,7 @@ def _density(config: Config, data: DataInfo, figures: Mapping[str, Any]) -> str:
 def _grey(config: Config, x: Array) -> str:
     if config.vae or config.likelihood != "bernoulli":
         return ""
-    share = float(jnp.mean((x != 0) & (x != 1)))
+    share = float(jnp.mean((x > 0) & (x < 1)))
     if not share:
         return ""
     remedies = [_flags(config, binarization="dynamic"), _flags(config, likelihood="continuous_bernoulli")]
