@@ -78,6 +78,7 @@ LAYERS = (
         "hierarchies",
         "networks",
         "logistics",
+        "counts",
     },
     {"objectives", "guard", "annealing", "generate", "vae"},
     {"update", "evaluate"},

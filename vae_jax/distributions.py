@@ -66,7 +66,7 @@ def full_gaussian_log_prob(x: Array, mean: Array, scale_tril: Array) -> Array:
 
 def kl_standard_normal(mean: Array, log_var: Array) -> Array:
     """KL(N(mean, exp(log_var)) || N(0, I)), [..., L] -> [...]. See Kingma & Welling 2014, appendix B."""
-    return 0.5 * jnp.sum(_excess(log_var) + mean**2, -1)
+    return 0.5 * jnp.sum(excess(log_var) + mean**2, -1)
 
 
 def kl_diagonal_gaussians(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Array) -> Array:
@@ -92,10 +92,10 @@ def kl_gaussians_tril(mean_q: Array, tril_q: Array, mean_p: Array, tril_p: Array
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
     mean_p, tril_p = expand_like(mean_p, mean_q), expand_like(tril_p, tril_q)
     distance = jnp.sum(_solve(tril_p, (mean_p - mean_q)[..., None]) ** 2, (-1, -2))
-    # On the diagonal, the trace and the determinants nearly cancel; `_excess` keeps the digits of their difference.
+    # On the diagonal, the trace and the determinants nearly cancel; `excess` keeps the digits of their difference.
     below = jnp.sum(jnp.tril(_solve(tril_p, tril_q), -1) ** 2, (-1, -2))
     log_q, log_p = (jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1)) for tril in (tril_q, tril_p))
-    return 0.5 * (jnp.sum(_excess(2 * (log_q - log_p)), -1) + below + distance)
+    return 0.5 * (jnp.sum(excess(2 * (log_q - log_p)), -1) + below + distance)
 
 
 def kl_monte_carlo(q: Any, p: Any, z: Any) -> Array:
@@ -338,10 +338,10 @@ def _kl_gaussian(mean_q: Array, log_var_q: Array, mean_p: Array, log_var_p: Arra
     _check_same("means", mean_q.shape[-1:], mean_p.shape[-1:])
     mean_p, log_var_p = expand_like(mean_p, mean_q), expand_like(log_var_p, mean_q)
     ratio = log_var_q - log_var_p
-    return 0.5 * (_excess(ratio) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
+    return 0.5 * (excess(ratio) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
 
 
-def _excess(log_ratio: Array) -> Array:
+def excess(log_ratio: Array) -> Array:
     """exp(r) - 1 - r, elementwise: what the log r of a ratio of variances adds to twice the KL."""
     return jnp.expm1(log_ratio) - log_ratio  # near r = 0, where a latent has collapsed, exp(r) - 1 would lose digits
 

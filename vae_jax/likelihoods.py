@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core import Likelihood, Params
+from vae_jax.counts import negative_binomial, poisson, zero_inflated_negative_binomial  # noqa: F401
 from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, static, sum_event
 from vae_jax.logistics import discretized_logistic, logistic_mixture, solve  # noqa: F401
 from vae_jax.reals import bounded, laplace, log_normal, log_var_of, student_t  # noqa: F401
@@ -22,7 +23,10 @@ NAMES = (
     "laplace",
     "log_normal",
     "logistic_mixture",
+    "negative_binomial",
+    "poisson",
     "student_t",
+    "zero_inflated_negative_binomial",
 )  # what a config may name
 
 
