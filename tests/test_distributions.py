@@ -10,8 +10,9 @@ import pytest
 from helpers import assert_within_errors, lenient, standard_normal
 from scipy import special, stats
 
-from vae_jax import distributions, likelihoods
+from vae_jax import counts, distributions, likelihoods
 from vae_jax.core import reparameterize
+from vae_jax.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vae_jax.distributions import (
     Affine,
     Bernoulli,
@@ -375,7 +376,9 @@ def every_distribution(batch=(BATCH,)):
     normals = DiagonalGaussian(a, b), FullGaussian(a, tril)
     levels = Categorical(jnp.stack([a, b, c, -a], -1))
     others = Bernoulli(a), ContinuousBernoulli(a), DiscretizedLogistic(a, b), levels, Delta(a)
-    return *normals, *others, Flow(normals[0], {}, c, forward, inverse)
+    base = NegativeBinomial(a, b)
+    count = Poisson(a), base, ZeroInflatedNegativeBinomial(base, c)
+    return *normals, *others, *count, Flow(normals[0], {}, c, forward, inverse)
 
 
 def mixture():
@@ -392,7 +395,7 @@ log_prob = jax.jit(lambda d, z: d.log_prob(z))
 
 
 def test_every_distribution_of_the_module_is_tested_here():
-    modules = distributions, likelihoods
+    modules = distributions, likelihoods, counts
     classes = {c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__}
     assert classes == {*map(type, every_distribution()), GaussianMixture, Affine}  # for Affine see test_scaling.py
 

@@ -157,7 +157,8 @@ OWN_DATA = np.array([[0.1234, 0.5]], np.float32)
 
 
 def check_levels(dataset, config):
-    return inputs.check_levels(dataset, config, build.num_levels(config, dataset.train.x.shape[1:]))
+    likelihood = build.make_likelihood(config, dataset.train.x.shape[1:])
+    return inputs.check_levels(dataset, config, likelihood.num_levels)
 
 
 def levels(likelihood, num=None, **changes):

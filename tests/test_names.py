@@ -440,7 +440,8 @@ def test_names_of_built_in_parts_are_functions_of_their_modules():
     from vae_jax import hierarchies, likelihoods, posteriors, priors
 
     for family in (hierarchies, likelihoods, networks, posteriors, priors):
-        assert all(getattr(family, name).__module__ == family.__name__ for name in family.NAMES)
+        homes = {family.__name__} | ({"vae_jax.counts"} if family is likelihoods else set())
+        assert all(getattr(family, name).__module__ in homes for name in family.NAMES)
 
 
 def test_own_kl():

@@ -160,7 +160,7 @@ def _build(config: Config, data: DataInfo) -> VAE:
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        parts = Parts(shape, *network[:2], posterior, likelihood, _prior(config, latent_dim), latent_dim)
+        parts = Parts(shape, *network[:2], posterior, likelihood, _prior(config, latent_dim, data.range), latent_dim)
         return join(parts._replace(context_size=context_size, output_bias=output_bias, read_by=config.context))
 
     top = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
@@ -183,7 +183,7 @@ def _build(config: Config, data: DataInfo) -> VAE:
             between.decoder,
             top_posterior,
             middle,
-            _prior(config, top.latent_dim, encodes_x=top.infers_top_first),
+            _prior(config, top.latent_dim, data.range, encodes_x=top.infers_top_first),
             top.latent_dim,
         )
     )
@@ -202,11 +202,18 @@ def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
     return make(posteriors, posteriors.Posterior, config.posterior, latent_dim, **config.posterior_options)
 
 
-def _prior(config: Config, latent_dim: int, *, encodes_x: bool = True) -> priors.Prior:
+def _prior(
+    config: Config, latent_dim: int, value_range: tuple[float, float], *, encodes_x: bool = True
+) -> priors.Prior:
     prior = make(priors, priors.Prior, config.prior, latent_dim, **config.prior_options)
     if prior.encodes and (config.standardize or config.missing):
         needs = "whole examples, and missing" if config.missing else "data in [0, 1], and standardize"
         raise UserError(f"prior {config.prior!r} needs {needs} is true. Choose another prior.")
+    if prior.encodes and not 0 <= value_range[0] <= value_range[1] <= 1:
+        low, high = value_range
+        raise UserError(
+            f"prior {config.prior!r} needs data in [0, 1]; the data lies in [{low:g}, {high:g}]. Choose another prior."
+        )
     if prior.encodes and (config.conditional or config.posterior != "diagonal" or not encodes_x):
         raise UserError(
             f"prior {config.prior!r} needs conditional=false, posterior=diagonal and a top latent inferred from x "
@@ -249,12 +256,6 @@ def check_range(config: Config, value_range: tuple[float, float], shape: tuple[i
             f"{cause} {getattr(config, cause)!r} needs data in {low}, {high}; the data lies in "
             f"[{value_range[0]:g}, {value_range[1]:g}]. Rescale it, or choose --config.likelihood=gaussian."
         )
-
-
-def num_levels(config: Config, shape: tuple[int, ...]) -> int | None:
-    """The number of evenly spaced values in [0, 1] that the likelihood allows; None if it allows any value."""
-    likelihood = make_likelihood(config, shape)
-    return likelihood and likelihood.num_levels
 
 
 def make_likelihood(config: Config, shape: tuple[int, ...]) -> Likelihood | None:

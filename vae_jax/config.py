@@ -17,6 +17,8 @@ MAX_STEPS = 2**31 - 1  # an int32 counts the steps
 MAX_FLOAT = 3.4e38  # the limit of float32, beyond which a number becomes infinite
 
 
+COUNTS = ("negative_binomial", "poisson", "zero_inflated_negative_binomial")  # likelihoods of counts
+
 Conditional = bool | Literal["covariates"]
 
 
@@ -59,6 +61,10 @@ class Config:
     missing: bool = _setting(False,
         "NaN in x, or an empty or NA cell of a table, is a value that was not observed. The loss, and every figure, is "
         "of p of the observed values.")
+    integers: str = _setting("auto",
+        "What the integers v of an array are. bytes: they stand for v/255. counts: they are themselves, of any size, "
+        "and all of x must be counts, in a table too. auto: counts for a built-in likelihood of counts, else bytes.",
+        ("auto", "bytes", "counts"))
     standardize: bool = _setting(False,
         "The networks see each element of x, and each covariate, with mean 0 and variance 1 over the training "
         "examples. Samples and figures stay those of the data as given.")

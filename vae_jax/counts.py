@@ -61,22 +61,12 @@ def negative_binomial(shape: tuple[int, ...], *, shares: bool = False) -> Likeli
         log_r = MAX_LOG_R * jnp.arctanh(jnp.clip(jnp.log(ratio) / MAX_LOG_R, -0.95, 0.95))
         return {"log_r": log_r} | ({"log_total": jnp.log(jnp.maximum(jnp.mean(total), 1))} if shares else {})
 
-    def build(params: Params, outputs: Array) -> NegativeBinomial:
-        log_mean = outputs[..., 0]
-        log_r = expand_like(MAX_LOG_R * jnp.tanh(params["log_r"] / MAX_LOG_R), log_mean)
-        if not shares:
-            return NegativeBinomial(jnp.minimum(log_mean, MAX_LOG_RATE), log_r, None, len(shape))
-        log_total = expand_like(jax.lax.stop_gradient(params["log_total"]), log_mean)
-        return NegativeBinomial(
-            jax.nn.log_softmax(log_mean, tuple(range(-len(shape), 0))), log_r, log_total, len(shape)
-        )
-
     def output_bias(mean: Array) -> Array:
         return jnp.log(mean / jnp.sum(mean) if shares else mean)[..., None]
 
     return Likelihood(
         1,
-        build,
+        lambda params, outputs: _negative_binomial(params, outputs[..., 0], len(shape)),
         output_bias,
         init,
         average=_average,
@@ -97,7 +87,8 @@ def zero_inflated_negative_binomial(shape: tuple[int, ...], *, shares: bool = Fa
     plain = negative_binomial(shape, shares=shares)
 
     def build(params: Params, outputs: Array) -> ZeroInflatedNegativeBinomial:
-        return ZeroInflatedNegativeBinomial(plain.build(params, outputs[..., :1]), outputs[..., 1], len(shape))
+        base = _negative_binomial(params, outputs[..., 0], len(shape))
+        return ZeroInflatedNegativeBinomial(base, outputs[..., 1], len(shape))
 
     def output_bias(mean: Array) -> Array:
         logits = jnp.full_like(mean, -3.0)
@@ -243,6 +234,15 @@ def sample_poisson(key: Array, log_rate: Array) -> Array:
     start = (large_key, jnp.zeros_like(rate), ~is_large)
     large = jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), draw, start)[1]
     return jnp.where(is_large, large, small)
+
+
+def _negative_binomial(params: Params, log_mean: Array, event_dim: int) -> NegativeBinomial:
+    """From the decoder's output for the mean, or for the shares if the parameters hold a log_total."""
+    log_r = expand_like(MAX_LOG_R * jnp.tanh(params["log_r"] / MAX_LOG_R), log_mean)
+    if "log_total" not in params:
+        return NegativeBinomial(jnp.minimum(log_mean, MAX_LOG_RATE), log_r, None, event_dim)
+    log_total = jax.lax.stop_gradient(params["log_total"]).reshape((1,) * log_mean.ndim)
+    return NegativeBinomial(jax.nn.log_softmax(log_mean, tuple(range(-event_dim, 0))), log_r, log_total, event_dim)
 
 
 def _average(x: Array) -> Array:

@@ -3,6 +3,7 @@
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -38,8 +39,8 @@ class Observed:
 def observed(likelihood: Likelihood, shape: tuple[int, ...]) -> Likelihood:
     """The likelihood of the elements of x that are not NaN, for examples x of `shape`.
 
-    The encoder sees 0 for a missing element, which is the mean of standardised data. The decoder's last bias begins at
-    the mean of the observed values. Raises ValueError if p(x | z) does not give the density of each element.
+    The encoder sees 0 for a missing element, which is the mean of standardised data. The first parameters are about
+    those of the observed values. Raises ValueError if p(x | z) does not give the density of each element.
     """
     if not likelihood.independent:
         raise ValueError("its elements depend on one another given z, so none of them may be missing")
@@ -50,17 +51,26 @@ def observed(likelihood: Likelihood, shape: tuple[int, ...]) -> Likelihood:
             raise ValueError(f"missing values need a distribution with a field event_dim; got a {type(p).__name__}.")
         return Observed(replace(p, event_dim=0), len(shape))
 
+    def features(x: Array) -> Array:
+        missing = jnp.isnan(x)
+        seen = likelihood.features(jnp.where(missing, _FILL, x))
+        return jnp.where(missing.reshape(*x.shape, *(1,) * (seen.ndim - x.ndim)), 0, seen)
+
     return likelihood._replace(
         build=build,
         init=lambda x: likelihood.init(_filled(x)),
         average=lambda x: likelihood.average(_filled(x)),
-        features=lambda x: jnp.where(jnp.isnan(x), 0, likelihood.features(jnp.where(jnp.isnan(x), _FILL, x))),
+        features=features,
     )
 
 
 def _filled(x: Array) -> Array:
-    """x [N, *shape] with the mean of the observed values of an element where it is NaN."""
-    missing = jnp.isnan(x)
-    mean = jnp.sum(jnp.where(missing, 0, x), 0) / jnp.maximum(jnp.sum(~missing, 0), 1).astype(x.dtype)
-    mean = jnp.where(jnp.all(missing, 0), _FILL, mean)
-    return jnp.where(missing, mean[None], x)
+    """x [N, *shape] where NaN is replaced by the value before it in the same column, and at its begin by the last one.
+
+    So that an average is about that of the observed values, a variance too, and every value is in the support.
+    """
+    seen = ~jnp.isnan(x)
+    row = jnp.where(seen, jnp.arange(len(x)).reshape(-1, *(1,) * (x.ndim - 1)), -1)
+    before = jax.lax.cummax(row)
+    before = jnp.where(before < 0, row.max(0, keepdims=True), before)
+    return jnp.where(before < 0, _FILL, jnp.take_along_axis(x, jnp.maximum(before, 0), 0))

@@ -26,7 +26,7 @@ parser.add_argument("--seeds", default="0,1,2")
 options = parser.parse_args()
 
 with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-    lines = [line for line in ast.get_docstring(ast.parse(RECIPE.read_text()), clean=False).splitlines()]
+    lines = ast.get_docstring(ast.parse(RECIPE.read_text()), clean=False).splitlines()
     exec(textwrap.dedent("\n".join(line for line in lines if line.startswith("    "))), {})
     whole, gaps = np.load("breast_cancer_whole.npy"), np.load("breast_cancer_missing.npz")["x_test"]
     missing = np.isnan(gaps)

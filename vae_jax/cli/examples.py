@@ -52,7 +52,9 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
             f"{dataset.name} lies in [{found[0]:g}, {found[1]:g}]; the VAE was trained on data in "
             f"[{data.range[0]:g}, {data.range[1]:g}]. Give data on that scale."
         ) from None
-    inputs.check_levels(dataset, config, build.num_levels(config, shape))
+    likelihood = build.make_likelihood(config, shape)
+    inputs.check_levels(dataset, config, likelihood and likelihood.num_levels)
+    inputs.check_counts(dataset, config, likelihood is not None and likelihood.whole)
     examples = inputs.evaluation_examples(dataset, split, config, data.classes)
     label = getattr(dataset, split).label
     given = 0 if examples.context is None else examples.context.shape[1]

@@ -44,7 +44,9 @@ def sweep(options: Namespace) -> tuple[str, int]:
         )
     members = [inputs.absolute(member) for member in options.members]
     config, run_dirs = members[0], _run_dirs(options.sweep_dir, members)
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir, partial(build.num_levels, config))
+    data, examples, split, held_out, label = inputs.load(
+        config, options.data_dir, partial(build.make_likelihood, config)
+    )
     vae = build.make_vae(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
         vae = checkpoints.begin_from(vae, config, data)

@@ -22,7 +22,9 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     """
     # The data.
     config, run_dir = inputs.absolute(options.config), options.workdir
-    data, examples, split, held_out, label = inputs.load(config, options.data_dir, partial(build.num_levels, config))
+    data, examples, split, held_out, label = inputs.load(
+        config, options.data_dir, partial(build.make_likelihood, config)
+    )
 
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
     mesh, is_first = devices.make_mesh(), jax.process_index() == 0

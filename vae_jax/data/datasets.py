@@ -81,10 +81,11 @@ def load(
       a `.csv`, `.tsv` or `.parquet` table: see `tables.read_table`;
       a folder of images: see `images.read_folder`. Its sub-folders are the classes.
       x has the shape [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]. Floats become float32, and bools become 0 and
-      255. Integers from 0 to 255 become uint8, but integers of shape [N, D] must be uint8 already. If integers have
-      the shape [N, D] or are not uint8, a line on stderr says that they are taken as v/255. y has the shape [N] or
-      [N, 1] and holds whole numbers, as integers or floats. Without x_test, the test split is the last tenth (at
-      least one example) of a fixed permutation.
+        255. Integers from 0 to 255 become uint8, but integers of shape [N, D] must be uint8 already. If integers have
+        the shape [N, D] or are not uint8, a line on stderr says that they are taken as v/255. With `how.counts`, both
+        integers and floats must be counts, become float32, and a line says so. y has the shape [N] or [N, 1] and holds
+        whole numbers, as integers or floats. Without x_test, the test split is the last tenth (at least one example)
+        of a fixed permutation.
     data_dir: where TFDS finds its data, or prepares `mnist`, `fashion_mnist` and `kmnist`; by default `TFDS_DATA_DIR`,
       or else `~/tensorflow_datasets`. A decoded copy is kept in `$XDG_CACHE_HOME/vae_jax` or `~/.cache/vae_jax`.
     classes: keep only the examples with these labels, in every split.
@@ -148,8 +149,8 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
 
 
 def _last(how: Reading) -> Reading:
-    """The same for images that are known to have their channels last."""
-    return how._replace(layout="nhwc")
+    """The same for images that are known to have their channels last, and whose bytes are no counts."""
+    return how._replace(layout="nhwc", counts=False)
 
 
 def _read_folder(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

@@ -36,6 +36,7 @@ class Reading(NamedTuple):
     channels: int = 0  # of a folder of images
     skip_broken: bool = False  # of a folder of images
     missing: bool = False  # whether NaN, or an empty cell of a table, is a missing value
+    counts: bool = False  # whether the numbers of arrays and tables are counts, and integers v not v / 255
 
 
 PLAIN = Reading()
@@ -218,10 +219,12 @@ def _version(file: IO[bytes]) -> tuple[int, int]:
 def as_images(x: np.ndarray, source: str, how: Reading = PLAIN) -> np.ndarray:
     """Return x as [N, D] or [N, H, W, C], uint8 or float32, where only missing values are NaN. Raises UserError."""
     check_layout(x.shape, x.dtype, source)
-    if x.dtype.kind in "ui":
+    if x.dtype.kind in "ui" and not how.counts:
         check_integers(int(x.min()), int(x.max()), x.shape, x.dtype, source)
-    images = convert(x)
+    images = convert(x, how)
     check_finite(*not_finite(images, how.missing), x.ndim, source, not how.missing)
+    if how.counts:
+        check_counts(*not_counts(x), x.ndim, source)
     return images
 
 
@@ -264,7 +267,10 @@ def _channels(shape: tuple[int, ...]) -> str:
 def check_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
     """Raise UserError if integers from `low` to `high` are not bytes v that stand for v/255, or if that is unclear."""
     if low < 0 or high > 255:
-        raise UserError(f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32.")
+        or_counts = ", or give --config.integers=counts if they are counts" if low >= 0 else ""
+        raise UserError(
+            f"{source} holds integers from {low} to {high}, expected 0 to 255. Save it as float32{or_counts}."
+        )
     # As v/255 this would be a nearly black picture. It is binary data that was saved with the wrong type.
     if high == 1:
         raise UserError(
@@ -285,17 +291,19 @@ def log_integers(low: int, high: int, shape: tuple[int, ...], dtype: np.dtype, s
         )
 
 
-def convert(x: np.ndarray) -> np.ndarray:
+def convert(x: np.ndarray, how: Reading = PLAIN) -> np.ndarray:
     """Convert stored examples to uint8 or float32, and [N, H, W] to [N, H, W, 1].
 
-    Bools become 0 and 255, integers uint8 and floats float32. Floats that are too large for float32 become infinite.
+    Bools become 0 and 255, integers uint8 and floats float32. Counts become whole numbers in float32. Floats that are
+    too large for float32 become infinite.
     """
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype.kind == "b":
         return x.astype(np.uint8) * np.uint8(255)
-    if x.dtype.kind in "ui":
+    if x.dtype.kind in "ui" and not how.counts:
         return x.astype(np.uint8, copy=False)
     with np.errstate(over="ignore"):
+        x = np.rint(x) + 0.0 if how.counts and x.dtype.kind == "f" else x  # + 0.0 makes -0 to 0
         return x.astype(np.float32, copy=False)
 
 
@@ -319,17 +327,53 @@ def not_finite(x: np.ndarray, missing: bool = False) -> tuple[int, list[int]]:
     return count, [int(i) for i in np.unravel_index(np.argmin(finite), x.shape)] if count else []
 
 
+def not_counts(x: np.ndarray) -> tuple[int, list[int], float]:
+    """Find stored values that are negative, or not whole up to a rounding error of 1e-6, relative to max(1, x).
+
+    Returns how many there are, and the index and the value of the first.
+    """
+    if x.dtype.kind == "f":
+        whole = np.rint(x)
+        wrong = (whole < 0) | (np.abs(x - whole) > 1e-6 * np.maximum(1, x))
+    else:
+        wrong = x < 0 if x.dtype.kind == "i" else np.zeros(x.shape, bool)
+    if not wrong.any():
+        return 0, [], 0.0
+    first = np.unravel_index(np.argmax(wrong), x.shape)
+    return int(np.count_nonzero(wrong)), [int(i) for i in first], float(x[first])
+
+
+def check_counts(count: int, first: list[int], value: float, ndim: int, source: str) -> None:
+    """Raise UserError if `count` is above 0. The first three are from `not_counts`; ndim: the axes of the array."""
+    if count:
+        raise UserError(
+            f"{source} holds numbers that are no counts ({count}; the first, {value:g}, in {_place(first, ndim)}), "
+            "expected 0, 1, 2, ... Give the counts themselves, neither scaled nor centred, or another likelihood."
+        )
+
+
+def log_counts(high: float, dtype: np.dtype, source: str) -> None:
+    """Log that the numbers of a file up to `high` are taken as counts, and if float32 rounds some of them."""
+    rounded = " float32 rounds counts beyond 2^24." if high > 2**24 and dtype != np.float32 else ""
+    progress.say(f"{source}: the whole numbers, of which the largest is {high:.0f}, are taken as counts.{rounded}")
+
+
 def check_finite(count: int, first: list[int], ndim: int, source: str, may_miss: bool) -> None:
     """Raise UserError if `count` is above 0. count, first: from `not_finite`. ndim: the axes of the stored array.
 
     may_miss: whether the advice is to take NaN as a missing value.
     """
     if count:
-        axes = ("row", "column") if ndim == 2 else ("row", "y", "x", "channel")[:ndim]
-        where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, first, strict=False))
+        where = _place(first, ndim)
         advice = "Give --config.missing=true if NaN is a missing value, or keep" if may_miss else "Keep"
         raise UserError(
             f"{source} holds NaN, infinite or too large values ({count}; the first in {where}), expected finite "
             f"float32. {advice} the rows, of y too, where np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) is "
             "true."
         )
+
+
+def _place(index: list[int], ndim: int) -> str:
+    """An index in words. ndim: the axes of the stored array."""
+    axes = ("row", "column") if ndim == 2 else ("row", "y", "x", "channel")[:ndim]
+    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=False))

@@ -14,10 +14,10 @@ import numpy as np
 from jax import Array
 
 from vae_jax import progress
-from vae_jax.config import Config
-from vae_jax.core import Examples, to_float
+from vae_jax.config import COUNTS, Config
+from vae_jax.core import Examples, Likelihood, to_float
 from vae_jax.data import datasets, splits
-from vae_jax.data.files import Reading, check_memory, extremes
+from vae_jax.data.files import Reading, check_memory, extremes, not_counts
 from vae_jax.data.scaling import Scaling, advise, measure, measure_columns
 from vae_jax.data.splits import Dataset, Split
 from vae_jax.data.streaming import Stream
@@ -69,12 +69,14 @@ def absolute(config: Config) -> Config:
 
 
 def load(
-    config: Config, data_dir: str | None, num_levels: Callable[[tuple[int, ...]], int | None] = lambda shape: None
+    config: Config,
+    data_dir: str | None,
+    likelihood: Callable[[tuple[int, ...]], Likelihood | None] = lambda shape: None,
 ) -> Inputs:
     """Load and check the data of a run.
 
-    data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR. num_levels: from the shape of an
-    example, how many different values the likelihood allows; None if it allows any value.
+    data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR. likelihood: from the shape of
+    an example, the likelihood whose values the data must have; None if any data will do.
     """
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
     if config.stream and config.binarization == "static":
@@ -96,10 +98,12 @@ def load(
         raise UserError(
             f"standardize is true, and binarization {config.binarization!r} makes zeros and ones. Set one of them only."
         )
-    check_levels(dataset, config, num_levels(dataset.train.x.shape[1:]))
+    part = likelihood(dataset.train.x.shape[1:])
+    check_levels(dataset, config, part and part.num_levels)
+    check_counts(dataset, config, part is not None and part.whole)
     if config.missing:
         _check_missing(dataset, config)
-    if not config.standardize:
+    if not config.standardize and not reading_of(config).counts:
         advise(dataset)
     split = "validation" if dataset.validation else "test"
     data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
@@ -121,7 +125,10 @@ def _check_missing(dataset: Dataset, config: Config) -> None:
 
 
 def reading_of(config: Config) -> Reading:
-    return Reading(*(getattr(config, name) for name in Reading._fields))
+    by_likelihood = config.likelihood in COUNTS and config.binarization == "none" and not config.vae
+    counts = config.integers == "counts" or (config.integers == "auto" and by_likelihood)
+    fields = {name: getattr(config, name) for name in Reading._fields if name != "counts"}
+    return Reading(**fields, counts=counts)
 
 
 def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo:
@@ -189,6 +196,32 @@ def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
         f"{needs}; {dataset.name} holds {value:g}. Give such data, or train with --config.likelihood={other} "
         f"--config.likelihood_options='{json.dumps(options)}', or with --config.binarization=dynamic."
     )
+
+
+def check_counts(dataset: Dataset, config: Config, whole: bool) -> None:
+    """Raise UserError if the data must be counts, for the likelihood (`whole`) or by `integers`, and is not."""
+    asked = reading_of(config).counts
+    if config.binarization != "none" or not (whole or asked):
+        return
+    if dataset.stream is not None and dataset.stream.rows.how.counts:
+        return  # its values were checked when it was read
+    value = _off_levels(dataset, 2) if dataset.train.x.dtype == np.uint8 else _not_whole(dataset)
+    if dataset.stream is not None and dataset.stream.rows.dtype.kind != "b":
+        value = dataset.stream.range[1]
+    if value is None:
+        return
+    needs = f"likelihood {config.likelihood!r} is of counts" if whole else "integers is 'counts'"
+    raise UserError(
+        f"{needs}, 0, 1, 2, ..., and {dataset.name} holds {value:g}. Give whole numbers in an array or a table with "
+        "--config.integers=counts, or another likelihood."
+    )
+
+
+def _not_whole(dataset: Dataset) -> float | None:
+    """Find the first value that is not a count; None if there is no such value."""
+    splits = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
+    found = (not_counts(x) for x in splits)
+    return next((value for count, _, value in found if count), None)
 
 
 def _off_levels(dataset: Dataset, num: int) -> float | None:

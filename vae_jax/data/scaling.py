@@ -72,6 +72,8 @@ def _chunks(dataset: Dataset) -> Iterator[np.ndarray]:
     if dataset.stream is None:
         parts = (dataset.train.x[i : i + _ROWS] for i in range(0, len(dataset.train.x), _ROWS))
     else:
-        parts = (convert(dataset.stream.rows.read(block[None])) for block in dataset.stream.blocks)
+        parts = (
+            convert(dataset.stream.rows.read(block[None]), dataset.stream.rows.how) for block in dataset.stream.blocks
+        )
     for x in parts:
         yield (x / 255 if x.dtype == np.uint8 else x.astype(np.float64)).reshape(len(x), -1)

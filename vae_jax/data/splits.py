@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.data.files import Reading, as_images, channels_last, check_finite, log_integers, not_finite, permutation
+from vae_jax.data.files import (
+    Reading,
+    as_images,
+    channels_last,
+    check_finite,
+    log_counts,
+    log_integers,
+    not_finite,
+    permutation,
+)
 from vae_jax.data.labels import number
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
@@ -207,6 +216,8 @@ def parts(
         splits.append(Split(x, None, None if c is None else _as_covariates(c, len(x), of[suffix]["c"])))
         if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
             log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, of[suffix]["x"])
+        elif how.counts and suffix != "_test":
+            log_counts(float(x.max()), stored.dtype, of[suffix]["x"])
     if ys:
         labels, names = _as_labels(ys, [of[suffix]["y"] for suffix in suffixes])
     return [split._replace(label=label) for split, label in zip(splits, labels, strict=True)], names

@@ -19,11 +19,14 @@ import numpy as np
 from vae_jax import progress
 from vae_jax.data.files import (
     Rows,
+    check_counts,
     check_finite,
     check_integers,
     convert,
     extremes,
+    log_counts,
     log_integers,
+    not_counts,
     not_finite,
     permutation,
 )
@@ -157,27 +160,36 @@ def _read_through(rows: Rows, source: str) -> tuple[tuple[float, float], str]:
     digest = hashlib.sha256(f"{rows.shape}{rows.dtype.str}".encode())
     low, high = float("inf"), -float("inf")
     missing, first = 0, list[int]()
+    wrong, where, value = 0, list[int](), 0.0
     size = max(1, READ_BYTES // rows.row_bytes)
     # The bar appears after two seconds.
     for start in progress.bar(range(0, rows.shape[0], size), delay=2, desc=f"reading {rows.path.name}"):
         block = np.array([[start, min(start + size, rows.shape[0])]])
         stored = rows.read(block)
         digest.update(stored.data)
-        x = convert(stored)
+        x = convert(stored, rows.how)
         count, index = _not_finite(x, block, rows)
         missing, first = missing + count, first or index
+        if rows.how.counts:
+            count, index, number = not_counts(stored)
+            if count and not wrong:
+                where, value = _in_file(index, block), number
+            wrong += count
         seen = stored if stored.dtype.kind in "ui" else x
         least, most = extremes(seen)
         low, high = min(low, least), max(high, most)
     check_finite(missing, first, len(rows.shape), source, not rows.how.missing)
-    if rows.dtype.kind in "ui":
+    check_counts(wrong, where, value, len(rows.shape), source)
+    if rows.how.counts and rows.dtype.kind != "b":
+        log_counts(float(high), rows.dtype, source)
+    elif rows.dtype.kind in "ui":
         check_integers(int(low), int(high), rows.shape, rows.dtype, source)
         log_integers(int(low), int(high), rows.shape, rows.dtype, source)
     return (low, high), digest.hexdigest()[:16]
 
 
 def _read(rows: Rows, blocks: np.ndarray) -> np.ndarray:
-    x = convert(rows.read(blocks))
+    x = convert(rows.read(blocks), rows.how)
     check_finite(*_not_finite(x, blocks, rows), len(rows.shape), _source(rows), not rows.how.missing)
     return x
 
@@ -185,7 +197,12 @@ def _read(rows: Rows, blocks: np.ndarray) -> np.ndarray:
 def _not_finite(x: np.ndarray, blocks: np.ndarray, rows: Rows) -> tuple[int, list[int]]:
     """Count the values that are not finite. Returns the count and the index in the file of the first such value."""
     count, first = not_finite(x, rows.how.missing)
-    return count, [int(np.concatenate([np.arange(*b) for b in blocks])[first[0]]), *first[1:]] if count else []
+    return count, _in_file(first, blocks) if count else []
+
+
+def _in_file(index: list[int], blocks: np.ndarray) -> list[int]:
+    """The index in the file of a value of the rows of `blocks`."""
+    return [int(np.concatenate([np.arange(*b) for b in blocks])[index[0]]), *index[1:]]
 
 
 def _source(rows: Rows) -> str:
