@@ -54,7 +54,7 @@ def make_vae(config: Config, data: DataInfo) -> VAE:
     """The VAE that `config` describes. Raises UserError if it does not suit the data or does not fit into memory.
 
     Its `init(key, x)` needs the training examples, [N, *shape], because their average sets the output bias and their
-    variance sets the sigma of `gaussian_scalar`.
+    variance sets the one scale of `gaussian_scalar` or `laplace`.
     """
     vae, code = _build(config, data), names.outside(config)
     if data.scaling:

@@ -1,16 +1,14 @@
 """The likelihoods p(x | z) that a config can name: what the decoder has to give, and what distribution it makes."""
 
-from math import log
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.core import Likelihood, Params
+from vae_jax.core import Likelihood
 from vae_jax.counts import negative_binomial, poisson, zero_inflated_negative_binomial  # noqa: F401
-from vae_jax.distributions import Bernoulli, DiagonalGaussian, distribution, expand_like, static, sum_event
+from vae_jax.distributions import Bernoulli, distribution, expand_like, static, sum_event
 from vae_jax.logistics import discretized_logistic, logistic_mixture, solve  # noqa: F401
-from vae_jax.reals import bounded, laplace, log_normal, log_var_of, student_t  # noqa: F401
+from vae_jax.reals import gaussian, gaussian_pixel, gaussian_scalar, laplace, log_normal, student_t  # noqa: F401
 
 NAMES = (
     "bernoulli",
@@ -40,40 +38,6 @@ def bernoulli(shape: tuple[int, ...]) -> Likelihood:
     return Likelihood(
         1, lambda params, outputs: Bernoulli(outputs[..., 0], len(shape)), output_bias, support=(0.0, 1.0)
     )
-
-
-def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
-    """N(mean, sigma^2) with a fixed sigma. For sigma 1, -log p is (x - mean)^2 / 2 + log(2 pi) / 2 per element."""
-    if not 1e-18 <= sigma <= 1e18:  # so that float32 holds sigma^2 and 1 / sigma^2
-        raise ValueError(f"sigma is {sigma}; expected a positive number. From 1e-18 to 1e18 is possible.")
-
-    def build(params: Params, outputs: Array) -> DiagonalGaussian:
-        mean = outputs[..., 0]
-        return DiagonalGaussian(mean, jnp.full_like(mean, 2 * log(sigma)), len(shape))
-
-    return Likelihood(1, build, lambda mean: mean[..., None])
-
-
-def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
-    """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202).
-
-    sigma^2 begins at the variance of the training data: the variance of each element, averaged over the elements.
-    """
-
-    def build(params: Params, outputs: Array) -> DiagonalGaussian:
-        mean = outputs[..., 0]
-        return DiagonalGaussian(mean, jnp.broadcast_to(bounded(params["log_var"]), mean.shape), len(shape))
-
-    return Likelihood(1, build, lambda mean: mean[..., None], lambda x: {"log_var": log_var_of(x)})
-
-
-def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
-    """N(mean, sigma^2) with the mean and sigma of every element learned (Kingma & Welling 2014, appendix C.2)."""
-
-    def build(params: Params, outputs: Array) -> DiagonalGaussian:
-        return DiagonalGaussian(outputs[..., 0], bounded(outputs[..., 1]), len(shape))
-
-    return Likelihood(2, build, lambda mean: jnp.stack([mean, jnp.zeros_like(mean)], -1))
 
 
 def continuous_bernoulli(shape: tuple[int, ...]) -> Likelihood:

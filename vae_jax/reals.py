@@ -1,4 +1,4 @@
-"""Likelihoods of real numbers with other tails than a Gaussian's, and of positive numbers."""
+"""Likelihoods of real numbers: the Gaussians, those with heavier tails, and one of positive numbers."""
 
 from math import inf, log, pi
 
@@ -7,10 +7,67 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core import Likelihood, Params, reparameterize
-from vae_jax.distributions import distribution, expand_like, gaussian_log_prob, softplus, static, sum_event
+from vae_jax.distributions import (
+    DiagonalGaussian,
+    distribution,
+    expand_like,
+    gaussian_log_prob,
+    softplus,
+    static,
+    sum_event,
+)
 
 MAX_LOG_VAR = 6.0  # bounds a learned log-variance, sigma within [0.05, 20]; else a constant pixel would diverge
 TINY = 2.0**-126  # the smallest positive number that float32 holds with all its digits: the least x of `log_normal`
+
+
+def gaussian(shape: tuple[int, ...], *, sigma: float = 1.0) -> Likelihood:
+    """N(mean, sigma^2) with a fixed sigma. For sigma 1, -log p is (x - mean)^2 / 2 + log(2 pi) / 2 per element."""
+    if not 1e-18 <= sigma <= 1e18:  # so that float32 holds sigma^2 and 1 / sigma^2
+        raise ValueError(f"sigma is {sigma}; expected a positive number. From 1e-18 to 1e18 is possible.")
+
+    def build(params: Params, outputs: Array) -> DiagonalGaussian:
+        mean = outputs[..., 0]
+        return DiagonalGaussian(mean, jnp.full_like(mean, 2 * log(sigma)), len(shape))
+
+    return Likelihood(1, build, lambda mean: mean[..., None])
+
+
+def gaussian_scalar(shape: tuple[int, ...]) -> Likelihood:
+    """N(mean, sigma^2) with one learned sigma for all elements of x (Rybkin et al. 2021, arXiv:2006.13202).
+
+    sigma^2 begins at the variance of the training data: the variance of each element, averaged over the elements.
+    """
+
+    def build(params: Params, outputs: Array) -> DiagonalGaussian:
+        mean = outputs[..., 0]
+        return DiagonalGaussian(mean, jnp.broadcast_to(bounded(params["log_var"]), mean.shape), len(shape))
+
+    return Likelihood(1, build, lambda mean: mean[..., None], lambda x: {"log_var": log_var_of(x)})
+
+
+def gaussian_pixel(shape: tuple[int, ...]) -> Likelihood:
+    """N(mean, sigma^2) with the mean and sigma of every element learned (Kingma & Welling 2014, appendix C.2)."""
+
+    def build(params: Params, outputs: Array) -> DiagonalGaussian:
+        return DiagonalGaussian(outputs[..., 0], bounded(outputs[..., 1]), len(shape))
+
+    return Likelihood(2, build, lambda mean: jnp.stack([mean, jnp.zeros_like(mean)], -1))
+
+
+def laplace(shape: tuple[int, ...]) -> Likelihood:
+    """Laplace(location, b) with one learned scale b for all elements of x, as `gaussian_scalar` has one sigma.
+
+    -log p is the absolute error |x - location| / b, plus log(2 b) per element. The variance, 2 b^2, begins at the
+    variance of the training data. For heavy tails with a scale of each element, choose `student_t`.
+    """
+
+    def build(params: Params, outputs: Array) -> Laplace:
+        location = outputs[..., 0]
+        log_scale = 0.5 * (bounded(params["log_var"]) - log(2))
+        return Laplace(location, jnp.broadcast_to(log_scale, location.shape), len(shape))
+
+    return Likelihood(1, build, lambda mean: mean[..., None], lambda x: {"log_var": log_var_of(x)})
 
 
 def student_t(shape: tuple[int, ...]) -> Likelihood:
@@ -28,21 +85,6 @@ def student_t(shape: tuple[int, ...]) -> Likelihood:
         return jnp.stack([mean, jnp.zeros_like(mean), jnp.zeros_like(mean)], -1)
 
     return Likelihood(3, build, output_bias)
-
-
-def laplace(shape: tuple[int, ...]) -> Likelihood:
-    """Laplace(location, b) with one learned scale b for all elements of x, as `gaussian_scalar` has one sigma.
-
-    -log p is the absolute error |x - location| / b, plus log(2 b) per element. The variance, 2 b^2, begins at the
-    variance of the training data. For heavy tails with a scale of each element, choose `student_t`.
-    """
-
-    def build(params: Params, outputs: Array) -> Laplace:
-        location = outputs[..., 0]
-        log_scale = 0.5 * (bounded(params["log_var"]) - log(2))
-        return Laplace(location, jnp.broadcast_to(log_scale, location.shape), len(shape))
-
-    return Likelihood(1, build, lambda mean: mean[..., None], lambda x: {"log_var": log_var_of(x)})
 
 
 def log_normal(shape: tuple[int, ...]) -> Likelihood:
