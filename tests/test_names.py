@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from inspect import isfunction
 from pathlib import Path
 
 import equinox as eqx

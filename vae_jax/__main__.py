@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> Namespace:
 
     console.add_train_flags(commands.add_parser("train", help=console.TRAIN, description=console.TRAIN))
 
-    sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz")
+    sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz", ".csv")
     sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
     sub.add_argument("--label", help="Label, for a conditional VAE. Default: all in turn.")
     data_flags(sub, "The data whose covariates the samples take in turn")

@@ -87,6 +87,7 @@ class Likelihood(NamedTuple):
     num_levels: int | None = None  # x takes this many evenly spaced values of [0, 1]; None: any value
     features: Callable[[Array], Array] = lambda x: x  # what the encoder sees of x, [..., *shape] -> [..., *seen]
     whole: bool = False  # whether x must be whole numbers, as counts are
+    scaled: tuple[bool, ...] | None = None  # which elements of x, flat, `standardize` may shift and scale; None: all
     independent: bool = True  # whether p(x | z) with event_dim 0 gives the log density of each element
 
 

@@ -306,6 +306,9 @@ class Affine:
     def mean(self) -> Array:
         return self._to_x(self.base.mean)
 
+    def mixture_mean(self, w: Array) -> Array:
+        return self._to_x(mixture_mean(self.base, w))
+
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         return self._to_x(self.base.sample(key, sample_shape))
 
@@ -316,6 +319,13 @@ class Affine:
 
     def _to_x(self, u: Array) -> Array:
         return expand_like(self.shift, u) + expand_like(self.scale, u) * u
+
+
+def mixture_mean(p: Any, w: Array) -> Array:
+    """The mean of x over a mixture, [B, ...]: p holds the distributions of K samples, [K, B], and w their weights."""
+    if hasattr(p, "mixture_mean"):
+        return p.mixture_mean(w)
+    return jnp.einsum("kb,kb...->b...", w, p.mean)
 
 
 def expand_like(a: Array, b: Array) -> Array:

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
 from vae_jax.core import VAE, Params, condition
-from vae_jax.distributions import DiagonalGaussian, FullGaussian
+from vae_jax.distributions import DiagonalGaussian, FullGaussian, mixture_mean
 from vae_jax.objectives import weighted_latents
 
 MAX_CHUNK, CHUNK_VALUES = 10_000, 2**24  # the most samples in one call, and the most numbers in their arrays
@@ -45,8 +45,7 @@ def impute(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) 
     weights (self-normalised importance sampling). See Mattei & Frellsen 2019 (arXiv:1812.02633), equation 12.
     """
     z, log_w = weighted_latents(params, key, x, vae, num_samples=num_samples)
-    w = jax.nn.softmax(log_w, 0)
-    mean = jnp.einsum("kb,kb...->b...", w, vae.decode(params, z).mean)
+    mean = mixture_mean(vae.decode(params, z), jax.nn.softmax(log_w, 0))
     return jnp.where(jnp.isnan(x), mean, x)
 
 

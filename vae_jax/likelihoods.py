@@ -8,6 +8,7 @@ from vae_jax.core import Likelihood
 from vae_jax.counts import negative_binomial, poisson, zero_inflated_negative_binomial  # noqa: F401
 from vae_jax.distributions import Bernoulli, distribution, expand_like, static, sum_event
 from vae_jax.logistics import discretized_logistic, logistic_mixture, solve  # noqa: F401
+from vae_jax.mixed import mixed  # noqa: F401
 from vae_jax.reals import gaussian, gaussian_pixel, gaussian_scalar, laplace, log_normal, student_t  # noqa: F401
 
 NAMES = (
@@ -21,6 +22,7 @@ NAMES = (
     "laplace",
     "log_normal",
     "logistic_mixture",
+    "mixed",
     "negative_binomial",
     "poisson",
     "student_t",

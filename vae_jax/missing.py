@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core import Likelihood
-from vae_jax.distributions import distribution, static, sum_event
+from vae_jax.distributions import distribution, mixture_mean, static, sum_event
 
 _FILL = 1.0  # in the support of every likelihood, so that no gradient of an element that is not counted is NaN
 
@@ -26,6 +26,9 @@ class Observed:
     @property
     def mean(self) -> Array:
         return self.base.mean
+
+    def mixture_mean(self, w: Array) -> Array:
+        return mixture_mean(self.base, w)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         return self.base.sample(key, sample_shape)

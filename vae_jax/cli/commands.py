@@ -19,6 +19,7 @@ from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition
 from vae_jax.data import inputs
+from vae_jax.data.csv_files import write_csv
 from vae_jax.data.files import write_npz, write_whole
 from vae_jax.data.splits import value_of
 from vae_jax.errors import UserError
@@ -44,7 +45,7 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an
 
 
 def sample(options: Namespace) -> str:
-    _, data, vae, params, _ = restored = _load(options)
+    config, data, vae, params, _ = restored = _load(options)
     num, contexts = options.num, _contexts(options, restored)
     size = min(num, generate.samples_per_call(params, vae, data.context_size))
 
@@ -64,6 +65,12 @@ def sample(options: Namespace) -> str:
     if options.out.suffix.lower() == ".npz":
         parts = (chunk._asdict() for chunk in chunks())
         return console.write(options.out, lambda path: npz.save(path, num, parts))
+    if options.out.suffix.lower() == ".csv":
+        if not data.columns and not inputs.is_mixed(config):
+            raise UserError(f"--out is {options.out}, and the data is not a table. Give --out=x.npz.")
+        x = np.concatenate([chunk.x for chunk in chunks()])
+        columns = inputs.columns_of(x, config, data)
+        return console.write(options.out, lambda path: write_csv(path, columns))
     _check_pixels(num, data.shape, "fewer with --num, or for --out=x.npz")
     mean = np.concatenate([chunk.mean for chunk in chunks()])
     return console.write(options.out, lambda path: views.samples(path, mean, data.range))

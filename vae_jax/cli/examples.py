@@ -9,7 +9,7 @@ import numpy as np
 
 from vae_jax import build, progress
 from vae_jax.core import Examples
-from vae_jax.data import datasets, inputs, splits
+from vae_jax.data import datasets, inputs, kinds, splits
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.run.checkpoints import Restored
@@ -36,7 +36,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
             "in their order. Leave --split out."
         )
     options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
-    dataset = splits.in_order(whole or _dataset(options, restored), data.columns)
+    dataset = _encoded(whole, restored) if whole else _dataset(options, restored)
     if config.conditional is True:
         dataset = splits.renamed(dataset, data.names)
     shape = dataset.train.x.shape[1:]
@@ -90,12 +90,19 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
         how=inputs.reading_of(config),
         features=() if options.data else config.features,
     )
+    dataset = _encoded(dataset, restored)
     if not options.data and dataset.fingerprint != data.fingerprint:
         raise UserError(
             f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
             f"{data.fingerprint}). Give the data with --data to use it all the same."
         )
     return dataset
+
+
+def _encoded(dataset: datasets.Dataset, restored: Restored) -> datasets.Dataset:
+    """The columns in the order of the training, and of a mixed table its numbers for names."""
+    dataset = splits.in_order(dataset, restored.data.columns)
+    return kinds.encode(dataset, restored.config) if inputs.is_mixed(restored.config) else dataset
 
 
 def _known_dir(data: DataInfo, name: str) -> str | None:

@@ -11,6 +11,7 @@ from vae_jax import generate, progress
 from vae_jax.cli import console
 from vae_jax.cli.examples import load as examples_of
 from vae_jax.core import condition
+from vae_jax.data import inputs
 from vae_jax.data.csv_files import write_csv
 from vae_jax.data.files import write_npz
 from vae_jax.errors import UserError
@@ -28,7 +29,7 @@ def impute(options: Namespace) -> str:
             f"{options.run_dir} was trained without missing values. Train with --config.missing=true to impute them."
         )
     csv = options.out.suffix == ".csv"
-    if csv and (not data.columns or options.draws):
+    if csv and (not (data.columns or inputs.is_mixed(config)) or options.draws):
         why = "the draws are tables" if options.draws else "the data is not a table"
         raise UserError(f"--out is {options.out}, and {why}. Give the name of an .npz file.")
     examples, label, names = examples_of(options, restored)
@@ -46,6 +47,6 @@ def impute(options: Namespace) -> str:
     name = config.label_column if csv and config.label_column else "label"
     arrays = {} if label is None else {name: np.array(names)[label] if names else label}
     if csv:
-        columns = dict(zip(data.columns, x.T, strict=True)) | arrays
+        columns = inputs.columns_of(x, config, data) | arrays
         return console.write(options.out, partial(write_csv, columns=columns))
     return console.write(options.out, partial(write_npz, arrays={"x": x, **arrays}))

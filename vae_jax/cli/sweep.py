@@ -6,7 +6,7 @@ Each member is an ordinary run, whose directory is what train.py writes for the 
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
 from itertools import combinations
 from math import nan
 from pathlib import Path
@@ -43,10 +43,9 @@ def sweep(options: Namespace) -> tuple[str, int]:
             "set --config.stream=false."
         )
     members = [inputs.absolute(member) for member in options.members]
-    config, run_dirs = members[0], _run_dirs(options.sweep_dir, members)
-    data, examples, split, held_out, label = inputs.load(
-        config, options.data_dir, partial(build.make_likelihood, config)
-    )
+    run_dirs = _run_dirs(options.sweep_dir, members)
+    config, data, examples, split, held_out, label = inputs.load(members[0], options.data_dir, build.make_likelihood)
+    members = [replace(member, likelihood_options=config.likelihood_options) for member in members]
     vae = build.make_vae(config, data)
     if options.restart or not all(checkpoints.steps(run_dir) for run_dir in run_dirs):
         vae = checkpoints.begin_from(vae, config, data)

@@ -1,7 +1,6 @@
 """Train a VAE, from the flags to the result: `python train.py`, `python -m vae_jax train`."""
 
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     Only the first process returns a record.
     """
     # The data.
-    config, run_dir = inputs.absolute(options.config), options.workdir
-    data, examples, split, held_out, label = inputs.load(
-        config, options.data_dir, partial(build.make_likelihood, config)
+    config, data, examples, split, held_out, label = inputs.load(
+        inputs.absolute(options.config), options.data_dir, build.make_likelihood
     )
+    run_dir = options.workdir
 
     # The devices of all processes, over which a batch is split. The first process writes the run directory.
     mesh, is_first = devices.make_mesh(), jax.process_index() == 0

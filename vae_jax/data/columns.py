@@ -6,7 +6,7 @@ import difflib
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,8 @@ class Fault(NamedTuple):
 
 
 Faults = dict[str, dict[str, Fault]]  # kind of fault -> name of a column -> the fault
-Content = tuple[np.ndarray, np.ndarray | None]  # the numeric columns, [N, K] float32, and the label, [N]
+# the numeric columns, [N, K] float32, the label, [N], and by their places the texts of columns that are text
+Content = tuple[np.ndarray, np.ndarray | None, dict[int, tuple[str, ...]]]
 
 
 def find_columns(
@@ -209,3 +210,18 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return "_" not in text
+
+
+def in_order(values: np.ndarray, columns: Columns, texts: Mapping[int, Iterable[str]]) -> dict[int, tuple[str, ...]]:
+    """The different texts of each column of text in their order, whose places the columns of `values` then hold.
+
+    texts: by the place of a column, its texts in the order of the numbers in `values`.
+    """
+    found = {}
+    for place, words in texts.items():
+        names, i = [*words], columns.numeric.index(place)
+        found[place] = tuple(sorted(names))
+        rank = np.array([found[place].index(name) for name in names], np.float32)
+        seen = ~np.isnan(values[:, i])
+        values[seen, i] = rank[values[seen, i].astype(int)]
+    return found

@@ -27,6 +27,7 @@ from vae_jax.data.columns import (
     as_float32,
     as_label,
     find_columns,
+    in_order,
     is_infinite,
     is_missing,
     is_number,
@@ -41,7 +42,7 @@ MAX_RECORD = 1 << 22  # characters of one row of a .csv file: a table of 200,000
 
 
 def read_csv(
-    path: Path, label_column: str, covariate_columns: tuple[str, ...], missing: bool
+    path: Path, label_column: str, covariate_columns: tuple[str, ...], missing: bool, texts: bool
 ) -> tuple[Columns, *Content]:
     source = repr(str(path))
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -49,11 +50,13 @@ def read_csv(
         columns = find_columns(header, label_column, covariate_columns, missing, source)
         bools = _bool_columns(file, delimiter, columns)
         codes, seen = array("i"), dict[str, int]()
-        values = as_float32(_blocks(file, delimiter, columns, bools, codes, seen), columns, source)
+        words = _text_columns(file, delimiter, columns, bools) if texts else {}
+        values = as_float32(_blocks(file, delimiter, columns, bools, words, codes, seen), columns, source)
         if values is None or any(is_missing(label) or is_infinite(label) for label in seen):
-            refuse(_csv_faults(file, delimiter, columns, bools), columns, source)
+            refuse(_csv_faults(file, delimiter, columns, bools, words), columns, source)
             raise ValueError("it changes while it is read")
-        return columns, values, as_label(codes, seen) if columns.label is not None else None
+        label = as_label(codes, seen) if columns.label is not None else None
+        return columns, values, label, in_order(values, columns, words)
 
 
 def _header(file: Any, suffix: str, source: str) -> tuple[str, list[str]]:
@@ -133,13 +136,28 @@ def _bool_columns(file: Any, delimiter: str, columns: Columns) -> tuple[int, ...
     return tuple(sorted(found))
 
 
+def _text_columns(file: Any, delimiter: str, columns: Columns, bools: tuple[int, ...]) -> dict[int, dict[str, int]]:
+    """By its place, an empty dict for each column of x in which a cell is text."""
+    own, found = [i for i in columns.numeric if i not in (*columns.covariates, *bools)], set[int]()
+    for _, row in _rows(file, delimiter, len(columns.names)):
+        found |= {i for i in own if i not in found and _fault(row[i], False, False) == "text"}
+    return {i: {} for i in sorted(found)}
+
+
 def _blocks(
-    file: Any, delimiter: str, columns: Columns, bools: tuple[int, ...], codes: array[int], seen: dict[str, int]
+    file: Any,
+    delimiter: str,
+    columns: Columns,
+    bools: tuple[int, ...],
+    texts: dict[int, dict[str, int]],
+    codes: array[int],
+    seen: dict[str, int],
 ) -> Iterator[np.ndarray]:
     """Blocks [n, K] of the numeric columns as float64. A cell that is not a number becomes inf and ends the last block.
 
     A missing cell becomes NaN.
 
+    texts: get the text of each cell of their columns, whose number in the order of their first cells stands for it.
     codes, seen: get the text of each label: its place in `seen`, by row, and all different texts.
     """
     num, label, buffer = len(columns.numeric), columns.label, array("d")
@@ -147,6 +165,9 @@ def _blocks(
     for _, row in _rows(file, delimiter, len(columns.names)):
         for i in bools:
             row[i] = BOOLS.get(row[i].strip().lower(), row[i] if is_missing(row[i]) else "inf")
+        for i, words in texts.items():
+            cell = row[i].strip()
+            row[i] = "nan" if is_missing(cell) else str(words.setdefault(cell, len(words)))
         if label is not None:
             codes.append(seen.setdefault(row.pop(label), len(seen)))
         try:
@@ -169,12 +190,16 @@ def _blocks(
         yield as_block()
 
 
-def _csv_faults(file: Any, delimiter: str, columns: Columns, bools: tuple[int, ...]) -> Faults:
+def _csv_faults(
+    file: Any, delimiter: str, columns: Columns, bools: tuple[int, ...], texts: Mapping[int, Any]
+) -> Faults:
     faults: Faults = {}
     for line, row in _rows(file, delimiter, len(columns.names)):
         for i, cell in enumerate(row):
             may_miss = columns.missing and i != columns.label and i not in columns.covariates
-            if (kind := _fault(cell, i == columns.label, i in bools)) and not (may_miss and is_missing(cell)):
+            if (kind := _fault(cell, i == columns.label or i in texts, i in bools)) and not (
+                may_miss and is_missing(cell)
+            ):
                 add_fault(faults, kind, columns.names[i], Fault(1, line, f"line {line}", cell))
     return faults
 

@@ -144,8 +144,8 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
     if path.is_dir():
         arrays, names = _read_folder(path, how)
         return whole(arrays, os.fspath(name), _last(how))._replace(names=names)
-    arrays, columns = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else ({}, ())
-    return whole(arrays, os.fspath(name), how)._replace(columns=columns) if named(arrays, "") else None
+    arrays, columns, texts = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else ({}, (), ())
+    return whole(arrays, os.fspath(name), how)._replace(columns=columns, texts=texts) if named(arrays, "") else None
 
 
 def _last(how: Reading) -> Reading:
@@ -159,15 +159,19 @@ def _read_folder(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple
     return {"x": folder.x} if folder.label is None else {"x": folder.x, "y": folder.label}, folder.classes
 
 
-def _read_file(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The arrays x, y and c of a file of the user, by the ending of its name, and the names of a table's columns."""
+def _read_file(path: Path, how: Reading) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The arrays x, y and c of a file of the user, by the ending of its name, and a table's columns and their texts."""
     if path.suffix in READERS:
-        return READERS[path.suffix](path), ()
+        return READERS[path.suffix](path), (), ()
     table = read_table(
-        path, label_column=how.label_column, covariate_columns=how.covariate_columns, missing=how.missing
+        path,
+        label_column=how.label_column,
+        covariate_columns=how.covariate_columns,
+        missing=how.missing,
+        texts=how.texts,
     )
     arrays = {"x": table.x, "y": table.label, "c": table.covariates}
-    return {name: array for name, array in arrays.items() if array is not None}, table.columns
+    return {name: array for name, array in arrays.items() if array is not None}, table.columns, table.texts
 
 
 def check_reading(name: str, how: Reading) -> None:
@@ -228,8 +232,8 @@ def _own(name: str, how: Reading) -> Dataset:
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise UserError(f"Cannot read {name!r}: expected a {_LISTED} file, or a folder of images.")
-        arrays, columns = _read_file(path, how)
-        return split_by_names(arrays, name, repr(name), how)._replace(columns=columns)
+        arrays, columns, texts = _read_file(path, how)
+        return split_by_names(arrays, name, repr(name), how)._replace(columns=columns, texts=texts)
     if os.path.basename(name) != name or path.suffix in SUFFIXES:
         raise UserError(f"No file or folder {name!r}. Give the path of a {_LISTED} file or of a folder of images.")
     from vae_jax.data import tfds_records

@@ -36,6 +36,7 @@ class Reading(NamedTuple):
     channels: int = 0  # of a folder of images
     skip_broken: bool = False  # of a folder of images
     missing: bool = False  # whether NaN, or an empty cell of a table, is a missing value
+    texts: bool = False  # whether columns of text of a table are categories, and its integers not v / 255
     counts: bool = False  # whether the numbers of arrays and tables are counts, and integers v not v / 255
 
 

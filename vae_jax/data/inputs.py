@@ -16,7 +16,7 @@ from jax import Array
 from vae_jax import progress
 from vae_jax.config import COUNTS, Config
 from vae_jax.core import Examples, Likelihood, to_float
-from vae_jax.data import datasets, splits
+from vae_jax.data import datasets, kinds, splits
 from vae_jax.data.files import Reading, check_memory, extremes, not_counts
 from vae_jax.data.scaling import Scaling, advise, measure, measure_columns
 from vae_jax.data.splits import Dataset, Split
@@ -55,6 +55,7 @@ class DataInfo(NamedTuple):
 class Inputs(NamedTuple):
     """The data that a run trains on, and the split that it is evaluated on."""
 
+    config: Config  # with the kinds of a mixed table's columns
     data: DataInfo
     examples: Examples | Stream  # the training examples
     split: str  # the name of the held-out split: validation, or test if there is no validation split
@@ -71,12 +72,12 @@ def absolute(config: Config) -> Config:
 def load(
     config: Config,
     data_dir: str | None,
-    likelihood: Callable[[tuple[int, ...]], Likelihood | None] = lambda shape: None,
+    likelihood: Callable[[Config, tuple[int, ...]], Likelihood | None] = lambda config, shape: None,
 ) -> Inputs:
     """Load and check the data of a run.
 
     data_dir: where tensorflow-datasets keeps its data, by default TFDS_DATA_DIR. likelihood: from the shape of
-    an example, the likelihood whose values the data must have; None if any data will do.
+    an example, the likelihood of the config, whose values the data must have; None if any data will do.
     """
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
     if config.stream and config.binarization == "static":
@@ -98,7 +99,10 @@ def load(
         raise UserError(
             f"standardize is true, and binarization {config.binarization!r} makes zeros and ones. Set one of them only."
         )
-    part = likelihood(dataset.train.x.shape[1:])
+    if is_mixed(config):
+        config = kinds.resolve(config, dataset)
+        dataset = kinds.encode(dataset, config)
+    part = likelihood(config, dataset.train.x.shape[1:])
     check_levels(dataset, config, part and part.num_levels)
     check_counts(dataset, config, part is not None and part.whole)
     if config.missing:
@@ -106,9 +110,9 @@ def load(
     if not config.standardize and not reading_of(config).counts:
         advise(dataset)
     split = "validation" if dataset.validation else "test"
-    data, label = describe(dataset, config, data_dir), getattr(dataset, split).label
+    data, label = describe(dataset, config, data_dir, part), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)
-    return Inputs(data, training_examples(dataset, config, data.classes), split, held_out, label)
+    return Inputs(config, data, training_examples(dataset, config, data.classes), split, held_out, label)
 
 
 def _check_missing(dataset: Dataset, config: Config) -> None:
@@ -127,11 +131,16 @@ def _check_missing(dataset: Dataset, config: Config) -> None:
 def reading_of(config: Config) -> Reading:
     by_likelihood = config.likelihood in COUNTS and config.binarization == "none" and not config.vae
     counts = config.integers == "counts" or (config.integers == "auto" and by_likelihood)
-    fields = {name: getattr(config, name) for name in Reading._fields if name != "counts"}
-    return Reading(**fields, counts=counts)
+    fields = {name: getattr(config, name) for name in Reading._fields if name not in ("counts", "texts")}
+    return Reading(**fields, counts=counts, texts=is_mixed(config))
 
 
-def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo:
+def is_mixed(config: Config) -> bool:
+    return config.likelihood == "mixed" and not config.vae
+
+
+def describe(dataset: Dataset, config: Config, data_dir: str | None, part: Likelihood | None = None) -> DataInfo:
+    """What a model needs to know. part: the likelihood, if it is known; it may leave some elements unscaled."""
     x, validation = dataset.train.x, dataset.validation
     c = _covariates(dataset, dataset.train) if config.conditional == "covariates" else None
     return DataInfo(
@@ -146,9 +155,14 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None) -> DataInfo
         0 if c is None else c.shape[1],
         dataset.names if len(dataset.names) <= MAX_NAMES or config.conditional is True else (),
         dataset.columns,
-        measure(dataset) if config.standardize else None,
+        measure(dataset, part and part.scaled) if config.standardize else None,
         measure_columns(c) if config.standardize and c is not None else None,
     )
+
+
+def columns_of(x: np.ndarray, config: Config, data: DataInfo) -> dict[str, np.ndarray]:
+    """The columns of a table x [N, D] by their names; those of a mixed table with the types of their kinds."""
+    return kinds.decode(x, config) if is_mixed(config) else dict(zip(data.columns, x.T, strict=True))
 
 
 def value_range(dataset: Dataset) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vae_jax.data.columns import (
     add_fault,
     as_float32,
     find_columns,
+    in_order,
     is_infinite,
     is_missing,
     refuse,
@@ -30,7 +31,7 @@ from vae_jax.errors import UserError
 
 
 def read_parquet(
-    path: Path, label_column: str, covariate_columns: tuple[str, ...], missing: bool
+    path: Path, label_column: str, covariate_columns: tuple[str, ...], missing: bool, texts: bool
 ) -> tuple[Columns, *Content]:
     source = repr(str(path))
     try:
@@ -41,31 +42,35 @@ def read_parquet(
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
         columns = find_columns(schema.names, label_column, covariate_columns, missing, source)
-        _check_types(schema, columns, source)
+        words: dict[int, dict[str, int]] = {
+            i: {} for i in columns.numeric if texts and i not in columns.covariates and _is_text(schema.types[i])
+        }
+        _check_types(schema, columns, words, source)
         check_memory(8 * file.metadata.num_rows * len(columns.names))
         seen, labels = dict[str, int](), list[np.ndarray]()
-        values = as_float32(_parquet_blocks(file, columns, labels, seen), columns, source)
+        values = as_float32(_parquet_blocks(file, columns, words, labels, seen), columns, source)
         if values is None:
             faults: Faults = {}
             start = 0
             for batch in file.iter_batches(_batch_rows(columns)):
-                _add_faults(faults, batch, columns, start)
+                _add_faults(faults, batch, columns, words, start)
                 start += len(batch)
             refuse(faults, columns, source)
             raise ValueError("it changes while it is read")
         if not len(values):
             raise ValueError("it has no rows")
-        return columns, values, _joined(labels, seen) if columns.label is not None else None
+        label = _joined(labels, seen) if columns.label is not None else None
+        return columns, values, label, in_order(values, columns, words)
 
 
-def _check_types(schema: Any, columns: Columns, source: str) -> None:
-    """Raise UserError for columns that are not numbers, or labels that are not numbers, bools or strings."""
+def _check_types(schema: Any, columns: Columns, words: Container[int], source: str) -> None:
+    """Raise UserError for columns of other types than numbers, and strings for the label and the columns of `words`."""
     if indices := [name for name in schema.names if re.fullmatch(r"__index_level_\d+__", name)]:
         raise UserError(f"{source} holds the index of pandas, {some(indices)}. Save it with index=False.")
     texts, others = [], []
     for i, (name, kind) in enumerate(zip(schema.names, schema.types, strict=True)):
         if _is_text(kind):
-            texts.extend([name] * (i != columns.label))
+            texts.extend([name] * (i != columns.label and i not in words))
         elif not _is_numeric(kind):
             others.append(f"{name} ({kind})")
     refuse({"text": {name: Fault(1, 0, "", "") for name in texts}} if texts else {}, columns, source)
@@ -93,16 +98,17 @@ def _is_numeric(kind: Any) -> bool:
 
 
 def _parquet_blocks(
-    file: Any, columns: Columns, labels: list[np.ndarray], seen: dict[str, int]
+    file: Any, columns: Columns, words: dict[int, dict[str, int]], labels: list[np.ndarray], seen: dict[str, int]
 ) -> Iterator[np.ndarray]:
     """Blocks [n, K] of the numeric columns as float64; missing values are NaN, and a row without a label is inf.
 
+    words: get the texts of the columns of text, whose numbers in the order of their first cells stand for them.
     labels, seen: get the labels of each block, and if these are strings, their places in `seen`.
     """
     for batch in file.iter_batches(_batch_rows(columns)):
         block = np.empty((len(batch), len(columns.numeric)))
         for j, i in enumerate(columns.numeric):
-            block[:, j] = _floats(batch.column(i))
+            block[:, j] = _codes(batch.column(i), words[i]) if i in words else _floats(batch.column(i))
         if columns.label is not None:
             if _missing_labels(batch.column(columns.label)).any():
                 block[:] = np.inf
@@ -114,6 +120,14 @@ def _parquet_blocks(
 
 def _batch_rows(columns: Columns) -> int:
     return max(1, BLOCK // len(columns.names))
+
+
+def _codes(column: Any, words: dict[str, int]) -> np.ndarray:
+    """A column of strings as the numbers of its texts, [n]; NaN where a text is missing."""
+    encoded = _encoded(column)
+    texts = [word.strip() if word is not None else "" for word in encoded.dictionary.to_pylist()]
+    numbers = [np.nan if is_missing(text) else words.setdefault(text, len(words)) for text in texts]
+    return np.array([*numbers, np.nan])[encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)]
 
 
 def _floats(column: Any) -> np.ndarray:
@@ -161,14 +175,15 @@ def _joined(labels: list[np.ndarray], seen: dict[str, int]) -> np.ndarray:
     return np.array(list(seen))[values]
 
 
-def _add_faults(faults: Faults, batch: Any, columns: Columns, start: int) -> None:
+def _add_faults(faults: Faults, batch: Any, columns: Columns, words: Container[int], start: int) -> None:
     """Add the faults of a batch whose first row is the row `start` of the file."""
     for i, name in enumerate(columns.names):
         column = batch.column(i)
         if i == columns.label:
             wrong = {"missing": _missing_labels(column)}
         else:
-            x, may_miss = _floats(column), columns.missing and i not in columns.covariates
+            x = _codes(column, {}) if i in words else _floats(column)
+            may_miss = columns.missing and i not in columns.covariates
             wrong = {
                 "missing": np.isinf(x) if may_miss else ~np.isfinite(x),
                 "large": np.isfinite(x) & (np.abs(x) >= TOO_LARGE),

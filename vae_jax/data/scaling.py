@@ -16,11 +16,12 @@ _ROWS = 1000  # at a time
 Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each element of x
 
 
-def measure(dataset: Dataset) -> Scaling:
+def measure(dataset: Dataset, scaled: tuple[bool, ...] | None = None) -> Scaling:
     """The mean and the standard deviation of each element of x over the training examples, flat, in float32.
 
-    They are of the values that are not missing. An element that never varies has the standard deviation 1. Raises
-    UserError for too many elements.
+    They are of the values that are not missing. An element that never varies has the standard deviation 1. scaled:
+    which elements are scaled, None for all; the others have mean 0 and standard deviation 1. Raises UserError for too
+    many elements.
     """
     size = int(np.prod(dataset.train.x.shape[1:]))
     if size > MAX_ELEMENTS:
@@ -28,7 +29,12 @@ def measure(dataset: Dataset) -> Scaling:
             f"standardize is true, and an example has {size} elements; expected at most {MAX_ELEMENTS}. Set "
             "--config.standardize=false, and standardise the data yourself."
         )
-    return _moments(lambda: _chunks(dataset), size)
+    mean, std = _moments(lambda: _chunks(dataset), size)
+    if scaled is None:
+        return mean, std
+    pairs = zip(mean, std, scaled, strict=True)
+    means, stds = zip(*((m, s) if is_scaled else (0.0, 1.0) for m, s, is_scaled in pairs), strict=True)
+    return means, stds
 
 
 def measure_columns(c: np.ndarray) -> Scaling:

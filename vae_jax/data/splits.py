@@ -40,6 +40,7 @@ class Dataset(NamedTuple):
     test: Split
     names: tuple[str, ...] = ()  # the names of the labels 0, 1, ...; () if the labels are the numbers of the data
     columns: tuple[str, ...] = ()  # the names of the columns of a table
+    texts: tuple[tuple[str, ...], ...] = ()  # of each column, the texts that its numbers 0, 1, ... stand for, if any
     stream: Stream | None = None  # every training example, if a file is read during training
 
     @property
@@ -141,7 +142,8 @@ def in_order(dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
         )
     index = [dataset.columns.index(name) for name in columns]
     kept: list[Any] = [None if split is None else split._replace(x=split.x[:, index]) for split in dataset[1:4]]
-    return dataset._replace(train=kept[0], validation=kept[1], test=kept[2], columns=columns)
+    texts = tuple(dataset.texts[i] for i in index) if dataset.texts else ()
+    return dataset._replace(train=kept[0], validation=kept[1], test=kept[2], columns=columns, texts=texts)
 
 
 def value_of(names: tuple[str, ...], text: int | str) -> int | str:

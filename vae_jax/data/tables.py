@@ -23,16 +23,23 @@ class Table(NamedTuple):
     columns: tuple[str, ...]  # the names of those columns
     label: np.ndarray | None  # [N], as stored: strings, integers, floats or bools; None without a label column
     covariates: np.ndarray | None  # [N, C], float32, in the order asked for; None if none were asked for
+    texts: tuple[tuple[str, ...], ...]  # of each column of x, what the numbers 0, 1, ... stand for; () of numbers
 
 
 def read_table(
-    path: Path, *, label_column: str = "", covariate_columns: Sequence[str] = (), missing: bool = False
+    path: Path,
+    *,
+    label_column: str = "",
+    covariate_columns: Sequence[str] = (),
+    missing: bool = False,
+    texts: bool = False,
 ) -> Table:
     """Read a .csv, .tsv or .parquet file.
 
     label_column: the name of the column with the labels. Empty: there is none.
     covariate_columns: the names of the columns that become `covariates`.
     missing: whether cells of x may be missing, which become NaN.
+    texts: whether columns of x may be text. Their different texts, in their order, become 0, 1, ...
 
     A .csv or .tsv file is text in UTF-8 whose first line has the names of the columns; spaces around a name do not
     count. Commas, tabs or semicolons separate the cells, whichever make the most columns of that line. Cells are quoted
@@ -56,19 +63,27 @@ def read_table(
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")  # a pipe would never end
         check_memory(path.stat().st_size, "it has")
-        columns, values, label = readers[path.suffix.lower()](path, label_column, tuple(covariate_columns), missing)
+        columns, values, label, words = readers[path.suffix.lower()](
+            path, label_column, tuple(covariate_columns), missing, texts
+        )
     at = {place: i for i, place in enumerate(columns.numeric)}  # where `values` has each column of the file
     own = sorted(at.keys() - columns.covariates)
     take = lambda places: np.take(values, [at[place] for place in places], 1)  # noqa: E731
     x, covariates = (take(own), take(columns.covariates)) if columns.covariates else (values, None)
-    table = Table(x, tuple(columns.names[place] for place in own), label, covariates)
+    table = Table(
+        x, tuple(columns.names[place] for place in own), label, covariates, tuple(words.get(place, ()) for place in own)
+    )
     _say_what_was_read(table, columns, repr(str(path)))
     return table
 
 
 def _say_what_was_read(table: Table, columns: Columns, source: str) -> None:
     num = len(table.columns)
-    parts = [f"{len(table.x)} {plural('row', len(table.x))}", f"{num} {plural('column', num)} of numbers"]
+    text = sum(map(bool, table.texts))
+    parts = [f"{len(table.x)} {plural('row', len(table.x))}"]
+    parts.append(f"{num - text} {plural('column', num - text)} of numbers")
+    if text:
+        parts.append(f"{text} of text")
     if table.label is not None and columns.label is not None:
         name = columns.names[columns.label]
         parts.append(f"label column {name!r} with {len(np.unique(table.label))} different values")
