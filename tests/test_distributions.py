@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_within_errors, lenient, standard_normal
 from scipy import special, stats
 
-from vae_jax import counts, distributions, likelihoods
+from vae_jax import counts, distributions, likelihoods, logistics, missing, mixed, reals
 from vae_jax.core import reparameterize
 from vae_jax.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vae_jax.distributions import (
@@ -33,7 +33,11 @@ from vae_jax.distributions import (
     kl_standard_normal,
     softplus,
 )
-from vae_jax.likelihoods import Categorical, ContinuousBernoulli, DiscretizedLogistic
+from vae_jax.likelihoods import Categorical, ContinuousBernoulli
+from vae_jax.logistics import DiscretizedLogistic, LogisticMixture
+from vae_jax.missing import Observed
+from vae_jax.mixed import Codes, Mixed
+from vae_jax.reals import Laplace, LogNormal, StudentT
 
 DIMS = (1, 3, 32)
 BATCH = 6
@@ -378,7 +382,12 @@ def every_distribution(batch=(BATCH,)):
     others = Bernoulli(a), ContinuousBernoulli(a), DiscretizedLogistic(a, b), levels, Delta(a)
     base = NegativeBinomial(a, b)
     count = Poisson(a), base, ZeroInflatedNegativeBinomial(base, c)
-    return *normals, *others, *count, Flow(normals[0], {}, c, forward, inverse)
+    real = Laplace(a, b), LogNormal(a, b), StudentT(a, b, 3 + c**2)
+    each = tril[..., None, :]
+    pixels = LogisticMixture(tril, each, each - 2, each[..., :0, :], (3,))
+    two, one = Poisson(a[..., :2], 0), Laplace(b[..., :1], c[..., :1], 0)
+    columns = Observed(DiagonalGaussian(a, b, 0)), Codes(tril), Mixed((two, one), ((0, 2), (1,)))
+    return *normals, *others, *count, *real, pixels, *columns, Flow(normals[0], {}, c, forward, inverse)
 
 
 def mixture():
@@ -395,8 +404,9 @@ log_prob = jax.jit(lambda d, z: d.log_prob(z))
 
 
 def test_every_distribution_of_the_module_is_tested_here():
-    modules = distributions, likelihoods, counts
+    modules = distributions, likelihoods, counts, logistics, missing, mixed, reals
     classes = {c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__}
+    classes -= {mixed.Kind}
     assert classes == {*map(type, every_distribution()), GaussianMixture, Affine}  # for Affine see test_scaling.py
 
 

@@ -26,6 +26,16 @@ def bytes_of_logistic(x, location, output):
     return np.log(np.where(x > 1 - 0.5 / 255, 1, reference.cdf(x + 0.5 / 255)) - below)
 
 
+def nbinom(outputs, log_r, x):
+    mean, r = np.exp(outputs[..., 0]), np.exp(bounded(LOG_R + log_r))
+    return stats.nbinom(r, r / (r + mean)).logpmf(x)
+
+
+def inflated(outputs, log_r, x):
+    log_p = nbinom(outputs, log_r, x)
+    return np.where(x == 0, np.logaddexp(outputs[..., 1], log_p), log_p) - np.log1p(np.exp(outputs[..., 1]))
+
+
 def levels(outputs, log_var, x):
     chosen = np.round(x * (outputs.shape[-1] - 1)).astype(int)[..., None]
     return np.take_along_axis(log_softmax(outputs, -1), chosen, -1)[..., 0]
@@ -81,10 +91,15 @@ LIKELIHOODS = {
     ),
     "log_normal": ({}, log_normal),
     "logistic_mixture": ({"num_components": NUM_COMPONENTS}, mixture),
+    "negative_binomial": ({}, nbinom),
+    "poisson": ({}, lambda outputs, log_var, x: stats.poisson(np.exp(outputs[..., 0])).logpmf(x)),
     "student_t": ({}, student_t),
+    "zero_inflated_negative_binomial": ({}, inflated),
 }
 DISCRETE = {"bernoulli": 2, "categorical": 5, "discretized_logistic": 256, "logistic_mixture": 256}
 REAL = {"gaussian", "gaussian_pixel", "gaussian_scalar", "laplace", "student_t"}
+COUNTS = ("negative_binomial", "poisson", "zero_inflated_negative_binomial")  # more of them in test_counts.py
+LOG_R = 6 * np.arctanh(0.95)  # where log r begins for data of no more variance than a Poisson
 SHAPES = ((3,), (4, 5, 1), (4, 4, 3))
 
 every = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -165,7 +180,7 @@ def test_discrete_likelihoods_sum_to_one(name, num_levels):
     np.testing.assert_allclose(np.exp(p.log_prob(x)).sum(), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name not in DISCRETE])
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name not in (*DISCRETE, *COUNTS)])
 def test_densities_integrate_to_one(name):
     likelihood, params = make(name, (1,))
     line = np.linspace(-15, 15, 20_001)
@@ -363,7 +378,7 @@ def test_a_mixture_without_components_is_an_error():
 def test_what_takes_any_data():
     supports = {name: make(name, (3,))[0].support for name in LIKELIHOODS}
     rest = dict.fromkeys(LIKELIHOODS.keys() - REAL, (0.0, 1.0)) | {"log_normal": (TINY, np.inf)}
-    assert supports == dict.fromkeys(REAL) | rest
+    assert supports == dict.fromkeys(REAL) | rest | dict.fromkeys(COUNTS, (0.0, np.inf))
 
 
 def test_what_has_levels():

@@ -440,9 +440,11 @@ def test_two_files_of_one_name_are_refused(tmp_path, files):
 def test_names_of_built_in_parts_are_functions_of_their_modules():
     from vae_jax import hierarchies, likelihoods, posteriors, priors
 
+    parts = {f"vae_jax.{name}" for name in ("counts", "logistics", "mixed", "reals")}  # of likelihoods
     for family in (hierarchies, likelihoods, networks, posteriors, priors):
-        homes = {family.__name__} | ({"vae_jax.counts"} if family is likelihoods else set())
-        assert all(getattr(family, name).__module__ in homes for name in family.NAMES)
+        homes = {family.__name__} | (parts if family is likelihoods else set())
+        functions = [getattr(family, name) for name in family.NAMES]
+        assert all(isfunction(function) and function.__module__ in homes for function in functions)
 
 
 def test_own_kl():

@@ -41,6 +41,9 @@ FEW_ABOVE = {"latent_dim": 2, "hidden_sizes": [5]}
 MODELS = [
     {"likelihood": "bernoulli", "beta_warmup_steps": 5, "ema_decay": 0.9, "binarization": "dynamic"},
     {"likelihood": "gaussian", "posterior": "delta", "beta": 0.0},
+    {"likelihood": "poisson"},
+    {"likelihood": "negative_binomial", "likelihood_options": {"shares": True}},
+    {"likelihood": "zero_inflated_negative_binomial", "likelihood_options": {"shares": True}},
     {
         **CONVOLUTIONAL,
         "likelihood": "gaussian_scalar",
