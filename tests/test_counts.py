@@ -228,7 +228,7 @@ def test_the_bias_of_shares_is_their_log():
 
 
 def test_the_likelihoods_of_counts_are_those_of_whole_numbers():
-    made = {name: getattr(likelihoods, name)((2,)) for name in likelihoods.NAMES}
+    made = {name: getattr(likelihoods, name)((2,)) for name in likelihoods.NAMES if name != "mixed"}
     assert {name for name, likelihood in made.items() if likelihood.whole} == set(config.COUNTS)
     for name in config.COUNTS:
         assert made[name].support == (0, np.inf) and made[name].independent

@@ -70,6 +70,7 @@ LAYERS = (
     {
         "distributions",
         "likelihoods",
+        "mixed",
         "reals",
         "missing",
         "posteriors",
