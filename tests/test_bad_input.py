@@ -155,7 +155,10 @@ def texts(files):
 DATA = {
     "missing file": (lambda folder: folder / "none.npy", ["No file or folder"]),
     "missing folder": (lambda folder: folder / "none", ["No file or folder"]),
-    "unknown suffix": (written("x.txt", b"1,2"), ["x.txt", "expected a .npy, .npz, .csv, .tsv or .parquet file"]),
+    "unknown suffix": (
+        written("x.txt", b"1,2"),
+        ["x.txt", "expected a .npy, .npz, .csv, .csv.gz, .tsv, .tsv.gz or .parquet file"],
+    ),
     "empty file": (written("x.npy", b""), ["x.npy", "numpy.save"]),
     "no array": (written("x.npz", b"PK"), ["x.npz", "numpy.savez"]),
     "pickled": (saved("x.npy", np.array([[1], [1, 2]], object)), ["pickled Python objects"]),
@@ -274,7 +277,18 @@ COMMAND_LINES = {
     "directory that is none": (["sample", "TMP/none"], ["TMP/none is not a directory; expected a run directory"]),
     "empty directory": (["evaluate", "TMP"], ["TMP has no run.json; expected a run directory"]),
     "misspelt flag": (["sample", "DIGITS", "--sed=1"], ["Unknown flag --sed.", "Did you mean --seed?"]),
-    "flag of another command": (["export", "DIGITS", "--split=test"], ["Unknown flag --split."]),
+    "flag of another command": (
+        ["export", "DIGITS", "--split=test"],
+        ["Unknown flag --split. See vae_jax export --help."],
+    ),
+    "misspelt flag of two commands": (
+        ["encode", "DIGITS", "--spilt=test"],
+        ["Unknown flag --spilt. Did you mean --split? See vae_jax encode --help."],
+    ),
+    "field of a training": (
+        ["encode", "DIGITS", "--config.layout=nchw"],
+        ["--config.layout. See vae_jax encode --help"],
+    ),
     "a split without covariates": (["sample", "DIGITS", "--split=test"], ["are for a VAE with covariates"]),
     "no samples": (["sample", "DIGITS", "--num=0"], ["--num", "'0' is not a whole number from 1"]),
     "half a sample": (["sample", "DIGITS", "--num=1.5"], ["--num", "'1.5' is not a whole number from 1"]),

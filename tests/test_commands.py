@@ -403,7 +403,7 @@ def test_bits_per_dim_are_of_discrete_data(train, vae, tmp_path):
     result = strict_json(vae("evaluate", tmp_path / "run", "--num_samples=2", "--limit=50"))
     assert result["bits_per_dim"] == pytest.approx(result["nll"] / np.log(2) / 64)
     np.save(tmp_path / "x.npy", np.full((20, 8, 8), 0.3))
-    with pytest.raises(UserError, match=r"needs data of 17 evenly spaced values, .* holds 0\.3\. Give such data, or "):
+    with pytest.raises(UserError, match=r"needs data of 17 evenly spaced values, .* holds 0\.3\. Give such data\.$"):
         vae("evaluate", tmp_path / "run", "--data", tmp_path / "x.npy", "--num_samples=2")
 
 
@@ -497,9 +497,17 @@ def test_a_conditional_vae_knows_the_classes_that_it_was_trained_on(vae, threes_
 
 
 def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run, train, tmp_path, refused, capsys):
-    line = refused(main, ["evaluate", threes_and_sevens, "--data=digits", "--num_samples=1"])
-    assert "digits has the labels 0, 1, 2, 4, 5, 6, 8, 9; the VAE knows the classes 3, 7" in line
     x, label, _ = datasets.load("digits").test
+    known = np.isin(label, (3, 7))
+    np.savez(tmp_path / "none.npz", x=x[~known], y=label[~known])
+    line = refused(main, ["evaluate", threes_and_sevens, "--data", tmp_path / "none.npz", "--num_samples=1"])
+    assert "none.npz has the labels 0, 1, 2, 4, 5, 6, 8, 9; the VAE knows the classes 3, 7. Give examples" in line
+    few = encoded(vae, threes_and_sevens, tmp_path, "--data=digits")
+    said = f"digits: {np.sum(~known)} of {len(x)} examples are left out; the VAE does not know the labels 0, 1, 2, 4,"
+    assert said in capsys.readouterr().err
+    np.testing.assert_array_equal(few["label"], label[known])
+    own = encoded(vae, threes_and_sevens, tmp_path)
+    np.testing.assert_array_equal(few["mean"], own["mean"])
     np.savez(tmp_path / "few.npz", x=x[label < 5], y=label[label < 5])
     flags = "--data", tmp_path / "few.npz", "--num_samples=1"
     result = strict_json(vae("evaluate", conditional_run, *flags))
@@ -541,3 +549,28 @@ def test_own_data_in_bytes_is_scaled_as_in_training(vae, digits_run, tmp_path):
 def test_figures_that_are_not_finite_are_null(vae, digits_run, monkeypatch):
     monkeypatch.setattr(commands, "evaluate", lambda _: {"nll": float("inf"), "kl_by_dimension": [float("nan"), 1.0]})
     assert vae("evaluate", digits_run) == '{"nll": null, "kl_by_dimension": [null, 1.0]}\n'
+
+
+def test_what_a_command_says_can_be_done_there(train, vae, refused, digits_run, vectors_run, tmp_path):
+    """The commands that use a run have no flags of a config."""
+    np.save(tmp_path / "unclear.npy", np.zeros((9, 4, 64, 3), np.float32))
+    (tmp_path / "text.csv").write_text("a,b,c,d,e,f\n1,2,3,4,5,x\n")
+    np.save(tmp_path / "grey.npy", np.full((9, 8, 8, 1), 0.3, np.float32))
+    lines = [
+        refused(main, ["encode", digits_run, "--data", tmp_path / "unclear.npy"]),
+        refused(main, ["encode", vectors_run, "--data", tmp_path / "text.csv"]),
+    ]
+    assert lines[0].endswith("channels first or last. Give images of the shape that the VAE was trained on.")
+    assert lines[1].endswith("Leave text out of the file.")
+    fields = {"likelihood": "discretized_logistic", "dataset": tmp_path / "bytes.npy", "batch_size": 4}
+    np.save(tmp_path / "bytes.npy", np.arange(9 * 64, dtype=np.uint8).reshape(9, 8, 8, 1))
+    train(tmp_path / "run", **fields, num_epochs=1)
+    lines.append(refused(main, ["encode", tmp_path / "run", "--data", tmp_path / "grey.npy"]))
+    assert lines[2].endswith("grey.npy holds 0.3. Give such data.")
+    (tmp_path / "table.csv").write_text("a,kind\n" + "1,x\n2,y\n" * 9)
+    (tmp_path / "other.csv").write_text("a\n1\n2\n")
+    fields = {"dataset": tmp_path / "table.csv", "label_column": "kind", "likelihood": "gaussian", "batch_size": 4}
+    train(tmp_path / "table", **fields, num_epochs=1)
+    lines.append(refused(main, ["encode", tmp_path / "table", "--data", tmp_path / "other.csv"]))
+    assert lines[3].endswith("no label column 'kind'. Give a file with such a column, as in training.")
+    assert not any("--config" in line for line in lines)

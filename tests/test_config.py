@@ -1,6 +1,7 @@
 """A config is typed, documented and read alike from Python, a recipe, flags and JSON."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -263,3 +264,42 @@ def test_missing_recipe(tmp_path):
 def test_config_and_console_import_no_jax():
     code = "import sys, vae_jax.config, vae_jax.cli.console; assert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# paths in a recipe
+
+NAMING = """
+from vae_jax.config import Config
+
+def get_config():
+    return Config(dataset="x.npy", vae="own.py:vae", init_from="first", likelihood="other.py:f")
+"""
+
+
+def test_paths_of_a_recipe_lead_from_its_folder_first_and_those_of_flags_from_here(tmp_path, monkeypatch):
+    beside, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (beside, here):
+        (folder / "first").mkdir(parents=True)
+        for name in ("x.npy", "own.py", "a.py"):
+            (folder / name).write_text("")
+    (here / "other.py").write_text("")
+    monkeypatch.chdir(here)
+    path = f"--config={os.path.relpath(recipe(beside, NAMING))}"
+    found = inputs.absolute(parse(["train", path]).config)
+    assert found.dataset == f"{beside}/x.npy" and found.vae == f"{beside}/own.py:vae"
+    assert found.init_from == f"{beside}/first" and found.likelihood == f"{here}/other.py:f"
+    flags = ["--config.dataset=x.npy", "--config.vae=own.py:vae", "--config.init_from=first"]
+    found = inputs.absolute(parse(["train", path, *flags]).config)
+    assert (found.dataset, found.vae, found.init_from) == (f"{here}/x.npy", f"{here}/own.py:vae", f"{here}/first")
+
+
+def test_the_name_of_a_data_set_is_no_path_beside_the_recipe(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    text = "from vae_jax.config import Config\ndef get_config(): return Config(dataset='mnist')\n"
+    assert config.load_recipe(recipe(tmp_path, text)) == Config(dataset="mnist")
+
+
+@pytest.mark.parametrize("field", config.PARTS)
+def test_a_file_of_code_needs_the_name_of_a_function(field):
+    says = f"{field} is 'my.py', without the name of a function of that file. Give --config.{field}=my.py:NAME."
+    assert error(Config, **{field: "my.py"}) == says

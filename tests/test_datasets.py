@@ -270,6 +270,14 @@ def test_a_shape_with_two_meanings_is_refused_and_the_advice_works(tmp_path, sha
         assert datasets.load_whole(tmp_path / "a.npy", Reading(layout)).train.x.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_layout_of_images_is_refused_for_vectors(tmp_path, layout):
+    np.save(tmp_path / "a.npy", np.zeros((9, 4), np.float32))
+    for stream in (False, True):
+        message = error(tmp_path / "a.npy", how=Reading(layout), stream=stream)
+        assert f"layout is {layout!r}, which is for images; " in message and "has the shape (9, 4)" in message
+
+
 @pytest.mark.parametrize("shape", FIRST + UNCLEAR)
 def test_a_stream_has_its_channels_last(tmp_path, shape):
     x = np.random.default_rng(0).random((30, *shape)).astype(np.float32)
@@ -494,7 +502,7 @@ def test_special_files(tmp_path):
     os.mkfifo(tmp_path / "fifo.npy")
     assert "No file or folder" in error(tmp_path / "fifo.npy")
     (tmp_path / "a.txt").write_text("hello")
-    assert "expected a .npy, .npz, .csv, .tsv or .parquet file" in error(tmp_path / "a.txt")
+    assert "expected a .npy, .npz, .csv, .csv.gz, .tsv, .tsv.gz or .parquet file" in error(tmp_path / "a.txt")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -616,7 +624,7 @@ def test_sizes_are_those_of_turned_images(tmp_path):
     image = Image.fromarray(np.zeros((4, 6), np.uint8))
     image.save(tmp_path / "a.png")
     image.save(tmp_path / "b.png", exif=exif)
-    assert "b.png" in (message := error(tmp_path)) and "has the size 4 x 6, and" in message
+    assert "b.png" in (message := error(tmp_path)) and "has the size 6 x 4 (height x width), and" in message
     # EXIF may stand behind the pixels, where a header's reader does not look.
     content = (tmp_path / "b.png").read_bytes()
     start = content.index(b"eXIf") - 4
@@ -634,7 +642,7 @@ def test_refused_folders(tmp_path, monkeypatch, rng):
     bad = tmp_path / "b.png"
 
     noise.resize((30, 40)).save(bad)
-    assert "b.png" in (message := error(tmp_path)) and "30 x 40" in message and "a.png" in message
+    assert "b.png" in (message := error(tmp_path)) and "40 x 30 (height x width)" in message and "a.png" in message
     for content in (b"", b"hello", (tmp_path / "a.png").read_bytes()[:800]):
         bad.write_bytes(content)
         assert "b.png" in error(tmp_path)

@@ -188,3 +188,7 @@ def test_what_was_skipped_is_in_the_metrics(train, tmp_path):
     train(tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record.get("skipped") for record in records] == [0, None, 0, None]
+
+
+def test_one_update_is_one():
+    assert guard.describe(guard.Guard(1, 1, 3, 0)).startswith("1 update skipped so far, the first at step 3, ")

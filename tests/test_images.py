@@ -14,6 +14,7 @@ from conftest import train_flags
 from PIL import Image, ImageOps
 
 from vae_jax import load
+from vae_jax.__main__ import main
 from vae_jax.data import datasets, images
 from vae_jax.data.files import Reading
 from vae_jax.errors import UserError
@@ -80,7 +81,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(classes, capsys):
     assert folder.classes == ("10", "9", "b") and folder.label.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert folder.x.shape == (9, 16, 16, 3) and folder.x.dtype == np.uint8
     line = capsys.readouterr().err
-    assert "9 images, RGB, 16 x 16, scaled and cut from 40 x 30 to 96 x 46, 3 sub-folders" in line
+    assert "9 images, RGB, 16 x 16 (height x width), scaled and cut from 30 x 40 to 46 x 96, 3 sub-folders" in line
     flat = images.read_folder(classes, Reading(image_size=(16,), labels=False))
     assert flat.label is None and flat.classes == () and len(flat.x) == 9
 
@@ -163,11 +164,12 @@ def test_a_broken_file_is_named_or_left_out_and_listed(classes, content, capsys)
     broken = classes / "b" / "broken.png"
     photograph(50, 50).save(broken)
     broken.write_bytes(broken.read_bytes()[:-60] if content is None else content)
-    assert "b/broken.png" in error(classes, image_size=(8,))
+    message = error(classes, image_size=(8,))
+    assert message.count("b/broken.png") == 1 and "--config.skip_broken=true" in message
     for _ in range(2):  # the second time from the cache
         folder = images.read_folder(classes, Reading(image_size=(8,), skip_broken=True))
         assert len(folder.x) == len(folder.label) == 9
-        assert "b/broken.png cannot be read and are left out" in capsys.readouterr().err
+        assert "b/broken.png cannot be read and is left out" in capsys.readouterr().err
 
 
 def test_the_first_frame_is_taken_and_one_image_is_too_few(tmp_path, no_cache):
@@ -180,7 +182,8 @@ def test_the_first_frame_is_taken_and_one_image_is_too_few(tmp_path, no_cache):
 
 def test_a_folder_of_broken_files_alone(tmp_path, no_cache):
     (tmp_path / "a.png").write_bytes(b"")
-    assert "none of its 1 images can be read" in error(tmp_path, skip_broken=True)
+    message = error(tmp_path, skip_broken=True)
+    assert "of its 1 image, none can be read. Cannot read" in message and "skip_broken" not in message
 
 
 def test_image_size_has_one_or_two_numbers(classes):
@@ -413,3 +416,32 @@ def test_a_folder_trains_streams_and_knows_its_classes(train, classes, tmp_path,
 def test_options_of_folders_are_refused_for_other_data(refused, train_py, tmp_path):
     line = refused(train_py.main, train_flags(tmp_path / "run", image_size="8"))
     assert "image_size is (8,), which is for a folder of images; 'digits' is not one" in line
+
+
+def test_sizes_are_height_and_width_as_in_the_flag(tmp_path, no_cache, capsys):
+    photograph(30, 20).save(tmp_path / "a.png")
+    images.read_folder(tmp_path, Reading(image_size=(16, 24)))
+    said = "1 image, RGB, 16 x 24 (height x width), scaled and cut from 20 x 30 to 20 x 30\n"
+    assert capsys.readouterr().err.endswith(said)
+    photograph(30, 24).save(tmp_path / "b.png")
+    message = error(tmp_path)
+    assert "b.png' has the size 24 x 30 (height x width)" in message and "a.png' has 20 x 30." in message
+
+
+def test_what_a_command_says_of_a_folder_can_be_done_there(train, vae, refused, classes, tmp_path, no_pictures):
+    """The commands that use a run have no flags of a config."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    train(run, dataset=classes, image_size=8, batch_size=4, num_epochs=1, likelihood="discretized_logistic")
+    other.mkdir()
+    photograph(8, 8).save(other / "a.png")
+    (classes / "b" / "late.png").write_bytes(b"no image")
+    (other / "b.png").write_bytes(b"")
+    for flags in ([], [f"--data={other}"]):
+        line = refused(main, ["encode", run, *flags])
+        assert line.endswith("Expected an 8-bit image. Remove it, or give other data with --data.")
+    (classes / "b" / "late.png").unlink()
+    (other / "b.png").unlink()
+    vae("encode", run)
+    vae("encode", run, f"--data={other}")
+    photograph(8, 8).save(classes / "loose.png")
+    assert refused(main, ["encode", run]).endswith("such as '10'; expected only one of the two. Move them.")

@@ -252,7 +252,7 @@ def test_labels_of_some_classes_are_fine_and_others_are_named(dataset):
     config = Config(conditional=True)
     few = inputs.evaluation_examples(dataset, "test", config, (0, 1, 2, 5, 8)).context
     np.testing.assert_array_equal(few, np.eye(5)[LABEL[:10]])
-    with pytest.raises(UserError, match=r"has the labels 1; the VAE knows the classes 0, 2\. Give examples of these"):
+    with pytest.raises(UserError, match=r"has the label 1; the VAE knows the classes 0, 2\. Give examples of these"):
         inputs.evaluation_examples(dataset, "test", config, (0, 2))
 
 

@@ -28,6 +28,7 @@ PARTS = """
 from __future__ import annotations
 
 import jax.numpy as jnp
+import optax
 from vae_jax import Posterior, Prior, hierarchies, likelihoods, networks, posteriors, priors
 
 with open({ran!r}, "a") as file:
@@ -52,6 +53,10 @@ def prior(latent_dim):
 
 def hierarchy(*, latent_dim=2):
     return hierarchies.markov(latent_dim=latent_dim, hidden_sizes=(4,))
+
+
+def chain(learning_rate):
+    return optax.sgd(learning_rate)
 """
 
 OWN = '''
@@ -252,6 +257,41 @@ def test_nothing_of_a_run_runs_without_trust(train, files, tmp_path, no_pictures
     assert (files / "ran").read_text() == before and contents(tmp_path / "run") == kept
 
 
+@pytest.fixture
+def optimizer_of_optax(tmp_path, train, no_pictures):
+    """A run with an optimiser that is in a module of optax."""
+    run_dir = tmp_path / "muon"
+    train(run_dir, num_epochs=1, optimizer="optax.contrib:muon")
+    return run_dir
+
+
+def test_an_optimiser_of_optax_needs_no_trust(optimizer_of_optax, train, vae):
+    assert json.loads((optimizer_of_optax / "run.json").read_text())["code"] == {}
+    vae("evaluate", optimizer_of_optax, "--num_samples=2", "--limit=9")
+    assert load(optimizer_of_optax).config.optimizer == "optax.contrib:muon"
+    train(optimizer_of_optax, num_epochs=2, optimizer="optax.contrib:muon")
+    assert load(optimizer_of_optax).step == 30
+
+
+def test_only_training_needs_the_code_of_an_optimiser(train, files, vae, tmp_path, no_pictures):
+    train(tmp_path / "run", num_epochs=1, optimizer=f"{files}/parts.py:chain")
+    names._execute.cache_clear()
+    before = (files / "ran").read_text()
+    vae("evaluate", tmp_path / "run", "--num_samples=2", "--limit=9")
+    vae("export", tmp_path / "run")
+    assert (files / "ran").read_text() == before
+    assert load(tmp_path / "run", trust=True).config.optimizer == f"{tmp_path}/run/code/parts.py:chain"
+    (tmp_path / "run/code/parts.py").write_text("1 / 0")
+    assert load(tmp_path / "run").config.optimizer == "parts.py:chain"
+    with pytest.raises(UserError, match="differs from its digest"):
+        load(tmp_path / "run", trust=True)
+
+
+@pytest.mark.parametrize("name", ["optax.py:adam", "optax.contrib/x.py:adam", "optaxes.contrib:adam", "optax_:adam"])
+def test_only_the_modules_of_optax_are_those_of_optax(name):
+    assert names.outside(Config(optimizer=name, network="optax.x:mlp")) == {"optimizer": name, "network": "optax.x:mlp"}
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_copy_that_is_not_the_one_trained_with_is_not_run(damage, train, files, tmp_path, no_pictures, monkeypatch):
     train(tmp_path / "run", num_epochs=1, likelihood=f"{files}/parts.py:likelihood")
@@ -299,6 +339,24 @@ def test_a_module_is_imported_by_name(train, tmp_path, no_pictures, monkeypatch,
     assert load(tmp_path / "run", trust=True).config.likelihood == "installed_parts:bernoulli"
 
 
+def test_the_wrong_folder_to_load_is_explained(digits_run, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).symlink_to(digits_run)
+    with pytest.raises(UserError, match=r"a folder of runs: first, second\. Give one of them, such as .*/first\."):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"has no metadata.json. Load a run directory without like=\."):
+        load(digits_run, like={"w": jnp.zeros(3)})
+
+
+def test_only_what_a_person_has_set_is_said_to_be_without_effect(train, files, tmp_path, no_pictures, capsys):
+    vae = f"{files}/own.py:make_vae"
+    for flags, said in (([], False), (["--config.latent_dim=3"], True)):
+        argv = ["train", f"--workdir={tmp_path}/{len(flags)}", "--config.num_epochs=1", "--config.eval_epochs=1"]
+        with jax.numpy_dtype_promotion("standard"):
+            assert main([*argv, f"--config.vae={vae}", '--config.vae_options={"width": 6}', *flags]) == 0
+        assert (f"latent_dim: without effect on {vae}" in capsys.readouterr().err) == said
+
+
 # own functions and loops
 
 
@@ -335,7 +393,9 @@ def test_what_cannot_be_saved_or_loaded_is_one_line(tmp_path):
         (lambda: save(tmp_path / "b", params, {"x": params}), "metadata cannot be written"),
         (lambda: load(tmp_path / "a", like={"w": jnp.zeros(4)}), r"w is \(3,\), expected \(4,\)"),
         (lambda: load(tmp_path / "a", like={"v": jnp.zeros(3)}), "v is missing"),
-        (lambda: load(tmp_path, like=params), "was not written by vae_jax.save"),
+        (lambda: load(tmp_path, like=params), "was not written by vae_jax.save: .* Choose one that was"),
+        (lambda: load(tmp_path / "a", like={"w": jnp.zeros(4)}), r"params does not fit like \(.*\)\. Give the shapes"),
+        (lambda: load(tmp_path / "a"), r"only weights that vae_jax.save wrote; .* vae_jax.load .* like=params\."),
     ):
         with pytest.raises(UserError, match=words):
             function()

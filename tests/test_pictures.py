@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from vae_jax.data import files
+from vae_jax.data.inputs import DataInfo
 from vae_jax.show import pictures
 
 LINE = round(0.35 * 255)  # the grey between the images of a grid
@@ -45,6 +46,22 @@ def test_grid_of_colours():
 )
 def test_range_becomes_black_to_white(value, value_range, pixel):
     assert pictures.grid(np.full((1, 1, 1, 1), value, np.float32), 1, value_range)[1, 1] == pixel
+
+
+def test_standardised_columns_have_a_range_each():
+    """A column of large numbers leaves the small ones to be seen."""
+    data = DataInfo((3,), (), (-9.0, 4e6), 9, 0, 9, "", None, scaling=((1e6, 0.0, 5.0), (1e6, 0.5, 1.0)))
+    low, high = pictures.range_of(data)
+    middle = np.array([1e6, 0.0, 5.0])
+    x = np.stack([low, middle, high, middle + np.array([1e6, 0.5, 1.0])])[:, None, :, None]
+    canvas = pictures.grid(x.astype(np.float32), 1, (low, high))
+    for row, value in ((1, 0), (3, 128), (5, 255), (7, 191)):
+        np.testing.assert_array_equal(canvas[row, 1:-1], value)
+    assert (
+        pictures.range_of(data._replace(scaling=None))
+        == pictures.range_of(data._replace(shape=(1, 3, 1)))
+        == data.range
+    )
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_more_epochs_of_a_schedule_that_ends_name_the_flags_that_go_on(tmp_path)
     message = error(begin, run_dir, replace(CONFIG, schedule="cosine", num_epochs=5), DATA)
     assert "cosine schedule ends with its 3 epochs" in message
     assert f"--config.init_from='{run_dir}'" in message and f"--workdir='{run_dir}'-more" in message
+    assert "SWEEP_DIR" not in message
 
 
 def test_more_epochs_on_other_data_are_refused(tmp_path):

@@ -535,6 +535,6 @@ def test_what_is_not_finite_is_never_trained_on(tmp_path):
 
 def test_a_file_beyond_memory_is_told_of_streaming(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_BYTES", 1000)
-    with pytest.raises(UserError, match=r"the limit here is 1000; .*--config\.stream=true"):
+    with pytest.raises(UserError, match=r"the limit here is 1000\. .*--config\.stream=true"):
         datasets.load(numbered(tmp_path, 500))
     assert stream_of(numbered(tmp_path, 500)).num_examples == 450

@@ -371,6 +371,13 @@ def test_another_config_is_refused_and_leaves_nothing(unbroken):
     assert contents(unbroken) == before and not (unbroken / "seed-7").exists()
 
 
+def test_more_epochs_of_a_cosine_schedule_need_another_folder_of_the_sweep(unbroken):
+    before = contents(unbroken)
+    with pytest.raises(UserError, match=r"--config.init_from=\S+ too, and with another SWEEP_DIR\.$"):
+        run(unbroken, *SMALL, **EVERY | {"num_epochs": 9})
+    assert contents(unbroken) == before
+
+
 @pytest.mark.slow
 def test_restart_moves_every_member_aside(unbroken, tmp_path, no_pictures):
     sweep_dir = shutil.copytree(unbroken, tmp_path / "sweep")

@@ -1,6 +1,7 @@
 """A table becomes the numbers that are in it, and what is wrong with a file is one line that says where."""
 
 import csv
+import gzip
 import subprocess
 import sys
 
@@ -385,10 +386,36 @@ def test_parquet_that_expands_beyond_memory_is_refused(write_parquet, monkeypatc
     assert path.stat().st_size < 5000 and "it expands to 800000 bytes" in error(path)
 
 
+def test_a_compressed_table_is_the_same_table(write, capsys):
+    text = "a;kind\n1;cat\n2;cat\n"
+    plain = read_table(write(text, "t.csv"), label_column="kind")
+    for name in ("t.csv.gz", "my.own.CSV.GZ", "t.tsv.gz"):
+        table = read_table(write(gzip.compress(text.encode()), name), label_column="kind")
+        assert table.x.tolist() == plain.x.tolist() and table.label.tolist() == plain.label.tolist()
+        assert "2 rows, 1 column of numbers, label column 'kind' with 1 different value." in capsys.readouterr().err
+    assert "line 3" in error(write(gzip.compress(b"a\n1\nx\n"), "t.csv.gz"))
+
+
+def test_damaged_compressed_tables_are_refused(write, monkeypatch):
+    whole = gzip.compress(b"a\n" + b"1\n" * 9999)
+    for content in (b"a\n1\n", whole[:-20], whole[:10], b""):
+        assert "t.csv.gz" in error(write(content, "t.csv.gz"))
+    assert "expected a .csv" in error(write(whole, "t.gz"))
+
+    def limited(size, what="it expands to"):
+        if size > 1 << 20:
+            raise ValueError(f"{what} {size} bytes, too much")
+
+    monkeypatch.setattr(tables, "check_memory", limited)
+    monkeypatch.setattr(tables, "MAX_RECORD", 1 << 16)
+    bomb = gzip.compress(b"a\n1\n" + b"\n" * (8 << 20))  # empty lines take no memory, but time without end
+    assert len(bomb) < 10_000 and "it expands to 1" in error(write(bomb, "t.csv.gz"))
+
+
 def test_without_pyarrow_the_error_says_how_to_install_it(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "needs pyarrow. Install it: python -m pip install pyarrow" in error(write(b"PAR1", "t.parquet"))
+    assert "needs pyarrow. Install it: python -m pip install 'vae_jax[parquet]'" in error(write(b"PAR1", "t.parquet"))
 
 
 def test_text_needs_neither_pyarrow_nor_jax(write):

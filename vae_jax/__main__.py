@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from vae_jax.cli import console
+from vae_jax.errors import UserError
 
 
 def parse(argv: list[str]) -> Namespace:
@@ -146,7 +147,12 @@ def perform(options: Namespace) -> int:
     from vae_jax.cli import commands
     from vae_jax.run import metrics
 
-    result = getattr(commands, options.command)(options)
+    try:
+        result = getattr(commands, options.command)(options)
+    except UserError as error:
+        if options.command in ("train", "sweep"):
+            raise
+        raise UserError(error.for_a_run) from error
     text, status = result if isinstance(result, tuple) else (result, 0)
     if text is not None:
         print(text if isinstance(text, str) else metrics.to_json(text))

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax import hierarchies, likelihoods, missing, names, networks, posteriors, priors, update
-from vae_jax.config import Config
+from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Likelihood, Params, condition, to_float
 from vae_jax.data.files import check_memory
 from vae_jax.data.inputs import DataInfo, make_prepare
@@ -112,9 +112,12 @@ def _eval_shape(function: Callable[..., Any], vae: VAE, config: Config, data: Da
     return jax.eval_shape(call, params, jax.random.key(0), x, context)
 
 
-def without_effect(config: Config) -> list[str]:
-    """The fields that differ from their defaults and that the code from outside does not take."""
-    changed = {name for name in MODEL_FIELDS if getattr(config, name) != getattr(Config(), name)}
+def without_effect(config: Config, defaults: Config | None = None) -> list[str]:
+    """The fields that differ from `defaults`, by default those of Config, and that the code from outside does not take.
+
+    defaults: what the fields have that nobody set.
+    """
+    changed = differences(config, defaults or Config(), MODEL_FIELDS).keys()
     if config.vae:
         return sorted(changed - {"conditional", "missing", "standardize", "vae", "vae_options"})
     if ":" not in config.network:

@@ -18,6 +18,10 @@ MAX_FLOAT = 3.4e38  # the limit of float32, beyond which a number becomes infini
 
 
 COUNTS = ("negative_binomial", "poisson", "zero_inflated_negative_binomial")  # likelihoods of counts
+# What names a data set, even if a file or folder has this name.
+DATASETS = ("digits", "mnist", "fashion_mnist", "kmnist")
+# The fields that may name code from outside: see names.py.
+PARTS = ("vae", "network", "likelihood", "posterior", "prior", "hierarchy", "objective", "optimizer")
 
 Conditional = bool | Literal["covariates"]
 
@@ -36,7 +40,7 @@ class Config:
     # fmt: off
     dataset: str = _setting("digits",
         "The data: digits (embedded), mnist, fashion_mnist, kmnist, another data set that tensorflow-datasets has "
-        "prepared, a .npy, .npz, .csv, .tsv or .parquet file, or a folder of images.")
+        "prepared, a .npy, .npz, .csv, .csv.gz, .tsv or .parquet file, or a folder of images.")
     classes: tuple[int | str, ...] = _setting((), "Keep only the examples with these labels. Empty: keep all.")
     labels: bool = _setting(True, "The sub-folders of a folder of images are its classes. false: they are not.")
     image_size: tuple[int, ...] = _setting((),
@@ -144,6 +148,11 @@ class Config:
         hints = get_type_hints(type(self))
         for f in fields(self):
             object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), hints[f.name]))
+            if f.name in PARTS and getattr(self, f.name).endswith(".py"):
+                raise UserError(
+                    f"{f.name} is {getattr(self, f.name)!r}, without the name of a function of that file. Give "
+                    f"--config.{f.name}={getattr(self, f.name)}:NAME."
+                )
             choices = f.metadata["choices"]
             own = f.name == "objective" and ":" in getattr(self, f.name)  # see names.py
             if choices and getattr(self, f.name) not in choices and not own:
@@ -177,7 +186,11 @@ def digits() -> Config:
 
 
 def load_recipe(path: str | Path) -> Config:
-    """The Config that `get_config()` of a Python file returns."""
+    """The Config that `get_config()` of a Python file returns.
+
+    Relative paths in it become absolute if they lead from the folder of that file to something that exists. The others
+    lead from the current folder, as all paths in flags do.
+    """
     if not os.path.isfile(path):
         raise UserError(f"There is no config file {path}. Give a recipe, such as --config=configs/mnist.py.")
     try:
@@ -192,7 +205,20 @@ def load_recipe(path: str | Path) -> Config:
         raise UserError(f"{path} failed: {reason}. Expected get_config() to return a vae_jax.config.Config.") from None
     if not isinstance(config, Config):
         raise UserError(f"get_config() of {path} returned a {type(config).__name__}; expected a vae_jax.config.Config.")
-    return config
+    return _beside(config, os.path.dirname(os.path.abspath(path)))
+
+
+def _beside(config: Config, folder: str) -> Config:
+    """The config with the absolute paths of the files in `folder` that it names."""
+    moved: dict[str, Any] = {}
+    for name in (*PARTS, "dataset", "init_from"):
+        value = getattr(config, name)
+        where, colon, function = value.rpartition(":") if name in PARTS else (value, "", "")
+        path = os.path.abspath(os.path.join(folder, os.path.expanduser(where)))
+        is_path = where.endswith(".py") if name in PARTS else where and where not in DATASETS
+        if is_path and os.path.exists(path):
+            moved[name] = path + colon + function
+    return replace(config, **moved)
 
 
 def override(config: Config, values: dict[str, str]) -> Config:

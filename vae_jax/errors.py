@@ -7,4 +7,12 @@ class UserError(ValueError):
     """Bad input. The message is one line that says what was given, what was expected and what to do.
 
     The commands print the message after `error:` and exit with status 2. In Python it is a `ValueError`.
+
+    setting: a last sentence, which advises a setting of training. instead: what a command says in its place that only
+    uses a run, whose settings are fixed.
     """
+
+    def __init__(self, message: str, setting: str = "", instead: str = ""):
+        super().__init__(f"{message} {setting}".rstrip())
+        self.message = message
+        self.for_a_run = f"{message} {instead}".rstrip()

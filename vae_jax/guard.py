@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.progress import plural
+
 MAX_IN_A_ROW = 100  # a run stops after this many skipped updates in a row
 TERMS = ("log_likelihood", "kl", "loss", "gradient")  # in the order in which they are computed
 
@@ -46,7 +48,7 @@ def check(guard: Guard, step: Array, metrics: Mapping[str, Array], grads: Any) -
 def describe(guard: Guard) -> str:
     """One line that tells a person what was skipped. The guard must have skipped at least one update."""
     first = f"the first at step {guard.step}, where its {TERMS[guard.term]} was not finite"
-    return f"{guard.skipped} updates skipped so far, {first}"
+    return f"{plural(int(guard.skipped), 'update')} skipped so far, {first}"
 
 
 def is_lost(guard: Guard, step: int, num_steps: int) -> bool:

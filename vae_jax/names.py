@@ -17,15 +17,17 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
-from vae_jax.config import Config, check_option, unknown
+from vae_jax.config import PARTS, Config, check_option, unknown
 from vae_jax.errors import UserError
-
-FIELDS = ("vae", "network", "likelihood", "posterior", "prior", "hierarchy", "objective", "optimizer")
 
 
 def outside(config: Config) -> dict[str, str]:
-    """The fields of a config that name code from outside, with their values."""
-    return {field: name for field in FIELDS if ":" in (name := getattr(config, field))}
+    """The fields of a config that name code from outside, with their values.
+
+    The optimisers in the modules of optax are not from outside.
+    """
+    named = {field: name for field in PARTS if ":" in (name := getattr(config, field))}
+    return {field: name for field, name in named.items() if not (field == "optimizer" and _is_of_optax(name))}
 
 
 def absolute(config: Config) -> Config:
@@ -147,6 +149,11 @@ def _moved(config: Config, move: Callable[[str], str]) -> Config:
     parts = {field: name.rpartition(":") for field, name in outside(config).items()}
     moved: dict[str, Any] = {field: f"{move(w)}:{n}" for field, (w, _, n) in parts.items() if _is_file(w)}
     return replace(config, **moved)
+
+
+def _is_of_optax(name: str) -> bool:
+    where = name.rpartition(":")[0]
+    return where.split(".")[0] == "optax" and not _is_file(where)
 
 
 def _is_file(where: str) -> bool:

@@ -12,6 +12,11 @@ def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
+def plural(number: int, word: str) -> str:
+    """The number with its noun: 1 row, 2 rows."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def bar(steps: Iterable[Any] | None = None, **kwargs: Any) -> Any:
     """A progress bar on stderr, which is drawn only in a terminal."""
     from tqdm import tqdm

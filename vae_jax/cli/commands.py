@@ -73,7 +73,7 @@ def sample(options: Namespace) -> str:
         return console.write(options.out, lambda path: write_csv(path, columns))
     _check_pixels(num, data.shape, "fewer with --num, or for --out=x.npz")
     mean = np.concatenate([chunk.mean for chunk in chunks()])
-    return console.write(options.out, lambda path: views.samples(path, mean, data.range))
+    return console.write(options.out, lambda path: views.samples(path, mean, pictures.range_of(data)))
 
 
 def reconstruct(options: Namespace) -> str:
@@ -82,7 +82,8 @@ def reconstruct(options: Namespace) -> str:
     data = restored.data
     _check_pixels(2 * len(examples.x), data.shape, "fewer with --num")
     return console.write(
-        options.out, lambda path: views.reconstructions(path, restored.vae, restored.params, examples, data.range)
+        options.out,
+        lambda path: views.reconstructions(path, restored.vae, restored.params, examples, pictures.range_of(data)),
     )
 
 
@@ -99,7 +100,7 @@ def interpolate(options: Namespace) -> str:
     )(restored.params)
     return console.write(
         options.out,
-        lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 12, restored.data.range),
+        lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 12, pictures.range_of(restored.data)),
     )
 
 
@@ -116,7 +117,7 @@ def traverse(options: Namespace) -> str:
     rows = draw(restored.params)
     return console.write(
         options.out,
-        lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 11, restored.data.range),
+        lambda path: pictures.save_grid(path, rows.reshape(-1, *rows.shape[2:]), 11, pictures.range_of(restored.data)),
     )
 
 
@@ -137,7 +138,7 @@ def manifold(options: Namespace) -> str:
             path,
             vae,
             restored.params,
-            restored.data.range,
+            pictures.range_of(restored.data),
             options.num,
             extent=options.extent,
             gaussian=options.gaussian,

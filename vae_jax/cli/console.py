@@ -41,20 +41,18 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         known, rest = self.parse_known_args(args, namespace)
         if rest:
-            flag = rest[0].split("=")[0]
-            flags = [option for action in self._all_actions() for option in action.option_strings]
+            flag, parser = rest[0].split("=")[0], self._of_command(known)
+            flags = [option for action in parser._actions for option in action.option_strings]
             close = difflib.get_close_matches(flag, flags, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             kind = "flag" if flag.startswith("-") else "argument"
-            raise UserError(f"Unknown {kind} {flag}.{hint} See {self.prog} --help.")
+            raise UserError(f"Unknown {kind} {flag}.{hint} See {parser.prog} --help.")
         return known
 
-    def _all_actions(self) -> Iterator[argparse.Action]:
-        for action in self._actions:
-            yield action
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    yield from parser._actions
+    def _of_command(self, known: argparse.Namespace) -> argparse.ArgumentParser:
+        """The parser of the command that was given; this parser itself if it has no commands."""
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return commands[0].choices[known.command] if commands else self
 
 
 TRAIN = "Train a VAE and write a run directory. The same command on an existing run resumes it."
@@ -87,6 +85,7 @@ def finish_train(options: argparse.Namespace, folder: Path) -> argparse.Namespac
         raise UserError("--tensorboard needs the package tensorboardX. Install it: python -m pip install tensorboardX")
     if options.workdir is None:
         options.workdir = folder / "checkpoints" / (Path(options.config).stem if options.config else "digits")
+    options.defaults = Config() if options.config else digits()  # of fields that nobody set
     options.config = config_of(options)
     return options
 
@@ -110,7 +109,10 @@ def _check_processes(options: argparse.Namespace) -> None:
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what to train. `config_of` makes a Config from their values."""
-    text = "The recipe: a Python file with get_config(). Default: the settings for the digits."
+    text = (
+        "The recipe: a Python file with get_config(). Its relative paths lead from its own folder first. Default: the "
+        "settings for the digits."
+    )
     parser.add_argument("--config", metavar="FILE", help=text)
     parser.add_argument(
         "--data_dir", metavar="DIR", help="Where tensorflow-datasets keeps data. Default: TFDS_DATA_DIR."

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from vae_jax.core import Examples
 from vae_jax.data import datasets, inputs, kinds, splits
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
+from vae_jax.progress import plural
 from vae_jax.run.checkpoints import Restored
 
 
@@ -39,6 +40,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
     dataset = _encoded(whole, restored) if whole else _dataset(options, restored)
     if config.conditional is True:
         dataset = splits.renamed(dataset, data.names)
+        dataset = _of_known_labels(dataset, split, data)
     shape = dataset.train.x.shape[1:]
     if shape != data.shape:
         raise UserError(
@@ -71,6 +73,23 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
         progress.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
     few = jax.tree.map(lambda a: a[:limit], examples)
     return Chosen(few, None if label is None else label[:limit], dataset.names)
+
+
+def _of_known_labels(dataset: splits.Dataset, split: str, data: DataInfo) -> splits.Dataset:
+    """The data set without the examples of a split whose labels a conditional VAE does not know, unless all are so."""
+    part = getattr(dataset, split)
+    if part is None or part.label is None:
+        return dataset
+    known = np.isin(part.label, data.classes)
+    if known.all() or not known.any():
+        return dataset
+    unknown = inputs.show_labels(part.label[~known], dataset.names)
+    progress.say(
+        f"{dataset.name}: {np.sum(~known)} of {plural(len(known), 'example')} are left out; the VAE does not know the "
+        f"{unknown}"
+    )
+    few: dict[str, Any] = {split: splits.take(part, known)}
+    return dataset._replace(**few)
 
 
 def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:

@@ -100,7 +100,7 @@ def sweep(options: Namespace) -> tuple[str, int]:
     with ExitStack() as stack:
         # Existing directories come first, so that no new directory is left if one of them is refused.
         for i in sorted(range(len(members)), key=lambda i: not run_dirs[i].exists()):
-            stack.enter_context(runs.open_run(run_dirs[i], members[i], data, restart=options.restart))
+            stack.enter_context(runs.open_run(run_dirs[i], members[i], data, restart=options.restart, is_member=True))
             alone[i], totals[i] = checkpoints.resume(run_dirs[i], alone[i])
         stopped = stack.enter_context(console.stop_signals())
         unfinished_by_step: dict[

@@ -35,7 +35,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     if options.restart or not checkpoints.steps(run_dir):
         vae = checkpoints.begin_from(vae, config, data)
     build.check_objective(config, vae, data)
-    if unused := build.without_effect(config):
+    if unused := build.without_effect(config, options.defaults):
         progress.say(f"{', '.join(unused)}: without effect on {config.vae or config.network}")
     steps_per_epoch = data.num_train // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch

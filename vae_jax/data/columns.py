@@ -14,6 +14,7 @@ import numpy as np
 from vae_jax import progress
 from vae_jax.data.files import check_memory
 from vae_jax.errors import UserError
+from vae_jax.progress import plural
 
 BLOCK = 1 << 18  # values, about, that are kept as float64 until they become float32
 MAX_LISTED = 8  # names in an error
@@ -76,8 +77,12 @@ def find_columns(
     for what, name in (("label", label_column), *(("covariate", name) for name in covariate_columns)):
         if name not in names and (what == "covariate" or name):
             guess = difflib.get_close_matches(str(name), names, 1)
-            hint = f" Did you mean {short(guess[0])}?" if guess else ""
-            raise UserError(f"{source} has no {what} column {short(name)}.{hint} Choose one of: {some(names)}.")
+            hint = f"Did you mean {short(guess[0])}? " if guess else ""
+            raise UserError(
+                f"{source} has no {what} column {short(name)}.",
+                f"{hint}Choose one of: {some(names)}.",
+                "Give a file with such a column, as in training.",
+            )
     if len(set(covariate_columns)) < len(covariate_columns):
         raise UserError(f"The covariates {some(covariate_columns)} name a column twice. Name each once.")
     if label_column and label_column in covariate_columns:
@@ -157,24 +162,26 @@ def is_infinite(cell: str) -> bool:
 def refuse(faults: Faults, columns: Columns, source: str) -> None:
     """Raise UserError for the gravest kind of fault, if there is any."""
     if texts := faults.get("text"):
-        advice = "Leave text out of the file."
+        advice = instead = "Leave text out of the file."
         if columns.label is None:
             advice = "Set --config.label_column=NAME if it is the label, or leave it out of the file."
         if any(is_number(fault.cell.replace(",", ".", 1)) for fault in texts.values() if "," in fault.cell):
-            advice = "Write numbers with a point: 1.5, not 1,5."
-        what = f"{len(texts)} {plural('column', len(texts))} of text"
-        raise UserError(f"{source} has {what}: {_examples(texts)}; expected numbers. {advice}")
+            advice = instead = "Write numbers with a point: 1.5, not 1,5."
+        what = f"{plural(len(texts), 'column')} of text"
+        raise UserError(f"{source} has {what}: {_examples(texts)}; expected numbers.", advice, instead)
     if missing := faults.get("missing"):
         number = sum(fault.number for fault in missing.values())
         name, first = min(missing.items(), key=lambda each: each[1].row)
         counts = ", ".join(f"{short(name)} {fault.number}" for name, fault in list(missing.items())[:MAX_LISTED])
         apart = {columns.names[i] for i in (*columns.covariates, *([] if columns.label is None else [columns.label]))}
-        instead = "" if columns.missing or apart & missing.keys() else "Give --config.missing=true, or "
         more = f" and {len(missing) - MAX_LISTED} more columns" if len(missing) > MAX_LISTED else ""
+        fill = "Fill them in, or leave out their rows or columns."
+        advice = fill if columns.missing or apart & missing.keys() else f"Give --config.missing=true, or {fill.lower()}"
         raise UserError(
-            f"{source} has {number} missing or infinite {plural('value', number)}, the first ({short(first.cell)}) "
-            f"in {first.where}, column {short(name)}; expected none. In each column: {counts}{more}. "
-            f"{instead or 'Fill'}{'fill' if instead else ''} them in, or leave out their rows or columns."
+            f"{source} has {plural(number, 'missing or infinite value')}, the first ({short(first.cell)}) "
+            f"in {first.where}, column {short(name)}; expected none. In each column: {counts}{more}.",
+            advice,
+            fill,
         )
     if mixed := faults.get("mixed"):
         raise UserError(f"{source} mixes numbers with true and false: {_examples(mixed)}. Write 1 and 0 for them.")
@@ -183,10 +190,6 @@ def refuse(faults: Faults, columns: Columns, source: str) -> None:
             f"{source} holds numbers too large for float32: {_examples(large)}; expected at most 3.4e+38. "
             "Rescale the column."
         )
-
-
-def plural(word: str, number: int) -> str:
-    return word if number == 1 else f"{word}s"
 
 
 def _examples(faults: dict[str, Fault]) -> str:

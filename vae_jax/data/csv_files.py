@@ -6,6 +6,7 @@ A file is read once if nothing is wrong with it. Otherwise it is read again, cel
 from __future__ import annotations
 
 import csv
+import gzip
 from array import array
 from collections.abc import Iterator, Mapping
 from math import nan
@@ -31,12 +32,12 @@ from vae_jax.data.columns import (
     is_infinite,
     is_missing,
     is_number,
-    plural,
     refuse,
     some,
 )
 from vae_jax.data.files import check_memory, write_whole
 from vae_jax.errors import UserError
+from vae_jax.progress import plural
 
 MAX_RECORD = 1 << 22  # characters of one row of a .csv file: a table of 200,000 columns fits
 
@@ -45,8 +46,9 @@ def read_csv(
     path: Path, label_column: str, covariate_columns: tuple[str, ...], missing: bool, texts: bool
 ) -> tuple[Columns, *Content]:
     source = repr(str(path))
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        delimiter, header = _header(file, path.suffix.lower(), source)
+    compressed = path.suffix.lower() == ".gz"
+    with (gzip.open if compressed else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        delimiter, header = _header(file, ending(path).lower(), source)
         columns = find_columns(header, label_column, covariate_columns, missing, source)
         bools = _bool_columns(file, delimiter, columns)
         codes, seen = array("i"), dict[str, int]()
@@ -59,10 +61,15 @@ def read_csv(
         return columns, values, label, in_order(values, columns, words)
 
 
+def ending(path: Path) -> str:
+    """The ending of a file's name: `.csv`, or `.csv.gz` if the file is compressed."""
+    return "".join(path.suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
+
+
 def _header(file: Any, suffix: str, source: str) -> tuple[str, list[str]]:
     """The delimiter and the names of the columns. Raises UserError if there is no header."""
     found, first_error = [], None
-    for delimiter in "\t,;" if suffix == ".tsv" else ",\t;":
+    for delimiter in "\t,;" if suffix.startswith(".tsv") else ",\t;":
         try:
             found.append((delimiter, [cell.strip() for cell in next(_records(file, delimiter), (0, []))[1]]))
         except ValueError as error:
@@ -82,9 +89,13 @@ def _header(file: Any, suffix: str, source: str) -> tuple[str, list[str]]:
 
 def _lines(file: Any, pending: list[int]) -> Iterator[str]:
     """The lines of a file. `pending` counts the characters since it was last set to 0."""
-    number = 0
+    number, total, checked = 0, 0, 0
     while line := file.readline(MAX_RECORD):
         number += 1
+        total += len(line)
+        if total > checked:  # a compressed file can be a thousand times as large
+            check_memory(total)
+            checked = total + MAX_RECORD
         pending[0] += len(line)
         if pending[0] >= MAX_RECORD:
             raise ValueError(f"the row in line {number} has more than {MAX_RECORD} characters")
@@ -117,7 +128,7 @@ def _rows(file: Any, delimiter: str, width: int) -> Iterator[tuple[int, list[str
         elif empty:
             raise ValueError(f"line {empty} is empty, and rows follow it")
         elif len(row) != width:
-            raise ValueError(f"line {line} has {len(row)} {plural('cell', len(row))}, and the header has {width}")
+            raise ValueError(f"line {line} has {plural(len(row), 'cell')}, and the header has {width}")
         else:
             some = True
             yield line, row

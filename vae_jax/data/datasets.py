@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vae_jax import progress
+from vae_jax.config import DATASETS
 from vae_jax.data.files import (
     PLAIN,
     READERS,
@@ -46,12 +47,12 @@ from vae_jax.data.splits import (
     whole,
 )
 from vae_jax.data.streaming import num_test, open_stream
-from vae_jax.data.tables import read_table
+from vae_jax.data.tables import SUFFIXES as TABLES, ending, read_table
 from vae_jax.errors import UserError
 
-SUFFIXES = (*READERS, ".csv", ".tsv", ".parquet")
-_LISTED = ".npy, .npz, .csv, .tsv or .parquet"
-NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
+SUFFIXES = (*READERS, *TABLES)
+_LISTED = ".npy, .npz, .csv, .csv.gz, .tsv, .tsv.gz or .parquet"
+NAMES = DATASETS
 # NAME or NAME/CONFIG, as tensorflow-datasets (TFDS) calls its data sets.
 _TFDS_NAME = re.compile(r"[a-z]\w{0,99}(/\w[\w.+-]{0,99})?", re.ASCII | re.IGNORECASE)
 
@@ -78,7 +79,7 @@ def load(
         uint8, must have one size; if all values are 0 and 1, they are taken as bools;
       a `.npy` file with x; an `.npz` file with x (and y, c), or with x_train and x_test (and y_train, y_test, c_train,
         c_test), where c are covariates, numbers of shape [N, C];
-      a `.csv`, `.tsv` or `.parquet` table: see `tables.read_table`;
+      a `.csv`, `.tsv` or `.parquet` table, or a `.csv.gz` or `.tsv.gz`: see `tables.read_table`;
       a folder of images: see `images.read_folder`. Its sub-folders are the classes.
       x has the shape [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]. Floats become float32, and bools become 0 and
         255. Integers from 0 to 255 become uint8, but integers of shape [N, D] must be uint8 already. If integers have
@@ -144,7 +145,7 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
     if path.is_dir():
         arrays, names = _read_folder(path, how)
         return whole(arrays, os.fspath(name), _last(how))._replace(names=names)
-    arrays, columns, texts = _read_file(path, how) if path.suffix in SUFFIXES and path.is_file() else ({}, (), ())
+    arrays, columns, texts = _read_file(path, how) if ending(path) in SUFFIXES and path.is_file() else ({}, (), ())
     return whole(arrays, os.fspath(name), how)._replace(columns=columns, texts=texts) if named(arrays, "") else None
 
 
@@ -230,11 +231,11 @@ def _own(name: str, how: Reading) -> Dataset:
         arrays, names = _read_folder(path, how)
         return split_by_names(arrays, name, repr(name), _last(how))._replace(names=names)
     if os.path.isfile(path):
-        if path.suffix not in SUFFIXES:
+        if ending(path) not in SUFFIXES:
             raise UserError(f"Cannot read {name!r}: expected a {_LISTED} file, or a folder of images.")
         arrays, columns, texts = _read_file(path, how)
         return split_by_names(arrays, name, repr(name), how)._replace(columns=columns, texts=texts)
-    if os.path.basename(name) != name or path.suffix in SUFFIXES:
+    if os.path.basename(name) != name or ending(path) in SUFFIXES:
         raise UserError(f"No file or folder {name!r}. Give the path of a {_LISTED} file or of a folder of images.")
     from vae_jax.data import tfds_records
 
@@ -257,8 +258,9 @@ def _streamed(name: str, classes: Iterable[int | str], validation_size: int, how
         path, how = decoded, _last(how)
     elif path.suffix != ".npy" or not os.path.isfile(path):
         raise UserError(
-            f"stream is true, but {name!r} is not a .npy file or a folder of images. Save x as one or set "
-            "--config.stream=false."
+            f"stream is true, but {name!r} is not a .npy file or a folder of images.",
+            "Save x as one or set --config.stream=false.",
+            "Put back what the VAE was trained on, or give the data with --data.",
         )
     rows = open_rows(path, how)
     check_layout(rows.shape, rows.dtype, f"x of {name!r}")

@@ -44,15 +44,19 @@ PLAIN = Reading()
 
 
 @contextlib.contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn any error that a library raises for a damaged file into a UserError of one line that names the file."""
+def reading(path: Path, expected: str, setting: str = "", instead: str = "") -> Iterator[None]:
+    """Turn any error that a library raises for a damaged file into a UserError of one line that names the file.
+
+    setting, instead: what the UserError advises.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}.") from error
+        what = f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}."
+        raise UserError(what, setting, instead) from error
 
 
 def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
@@ -85,13 +89,17 @@ def permutation(n: int) -> np.ndarray:
     return np.random.RandomState(0).permutation(n)
 
 
-def check_memory(size: int, what: str = "it expands to", advice: str = "") -> None:
-    """Raise ValueError if `size` bytes are more than this program may hold in memory."""
+class TooLargeError(ValueError):
+    """The data needs more memory than there is."""
+
+
+def check_memory(size: int, what: str = "it expands to") -> None:
+    """Raise TooLargeError if `size` bytes are more than this program may hold in memory."""
     # The limit is half of the memory, if that is known, because splitting copies the data once.
     known = hasattr(os, "sysconf")
     limit = min(MAX_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2) if known else MAX_BYTES
     if size > limit:
-        raise ValueError(f"{what} {size} bytes, and the limit here is {limit}{advice}")
+        raise TooLargeError(f"{what} {size} bytes, and the limit here is {limit}")
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -121,21 +129,28 @@ def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.
     return shape, fortran_order, dtype
 
 
-def _read_array(file: IO[bytes], size: int, advice: str = "") -> np.ndarray:
+def _read_array(file: IO[bytes], size: int) -> np.ndarray:
     """Read a .npy stream of `size` bytes. Memory is allocated only for values that the stream really holds."""
     shape, _, dtype = _read_header(file, size)
     # The values become uint8 or float32, and the permutation that splits the rows takes 16 bytes per row.
     values = math.prod(shape)
     kept = values * max(dtype.itemsize, 4 if dtype.kind == "f" else 1) + 16 * min(values, math.prod(shape[:1]))
-    check_memory(kept, advice=advice)
+    check_memory(kept)
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_npy(path: Path) -> dict[str, np.ndarray]:
     with reading(path, "one plain array written by numpy.save"), open(path, "rb") as file:
-        advice = "; training reads it piece by piece with --config.stream=true"
-        return {"x": _read_array(file, os.fstat(file.fileno()).st_size, advice)}
+        size = os.fstat(file.fileno()).st_size
+        try:
+            return {"x": _read_array(file, size)}
+        except TooLargeError as error:
+            raise UserError(
+                f"Cannot read {str(path)!r}: {error}.",
+                "Give fewer rows, or train with --config.stream=true, which reads it piece by piece.",
+                "Give fewer rows.",
+            ) from error
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -204,6 +219,7 @@ def open_rows(path: Path, how: Reading = PLAIN) -> Rows:
         shape, fortran_order, dtype = _read_header(file, os.fstat(file.fileno()).st_size)
         if fortran_order:
             raise ValueError("its values are in Fortran order; save numpy.ascontiguousarray(x)")
+        _check_axes(shape, how.layout, repr(str(path)))
         if how.layout == "nchw" or (how.layout == "auto" and _channels(shape) != "last"):
             raise ValueError(
                 f"its shape {shape} has the channels first, or may have; save x.transpose(0, 2, 3, 1), or, if they are "
@@ -243,19 +259,33 @@ def channels_last(x: np.ndarray, layout: str, source: str) -> np.ndarray:
     Images [N, C, H, W] are recognised where 1 to 4 channels can stand nowhere else, and a line of the log says so.
     Raises UserError where the shape may be meant in two ways.
     """
+    _check_axes(x.shape, layout, source)
     if x.ndim != 4 or layout == "nhwc":
         return x
     where = _channels(x.shape) if layout == "auto" else "first"
     if where == "unclear":
         raise UserError(
-            f"{source} has shape {x.shape}, which may have the channels first or last. Set --config.layout=nchw or "
-            "--config.layout=nhwc."
+            f"{source} has shape {x.shape}, which may have the channels first or last.",
+            "Set --config.layout=nchw or --config.layout=nhwc.",
+            "Give images of the shape that the VAE was trained on.",
         )
     if where == "last":
         return x
     if layout == "auto":
-        progress.say(f"{source}: the shape {x.shape} is taken as channels first. --config.layout=nhwc denies it.")
+        progress.say(
+            f"{source}: the shape {x.shape} is taken as channels first. Training denies it with --config.layout=nhwc."
+        )
     return x.transpose(0, 2, 3, 1)
+
+
+def _check_axes(shape: tuple[int, ...], layout: str, source: str) -> None:
+    """Raise UserError if a layout of images is given for vectors."""
+    if layout != "auto" and len(shape) == 2:
+        raise UserError(
+            f"layout is {layout!r}, which is for images; {source} has the shape {shape}.",
+            "Leave the layout out.",
+            "Give images.",
+        )
 
 
 def _channels(shape: tuple[int, ...]) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 from vae_jax import progress
 from vae_jax.data.files import PLAIN, Reading, check_memory, leads_outside, reading
 from vae_jax.errors import UserError
+from vae_jax.progress import plural
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # which Pillow decodes itself, and safely
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -62,7 +63,7 @@ def read_folder(folder: Path, how: Reading = PLAIN) -> Folder:
     """
     path, label, classes = decoded_file(folder, how)
     x = path if isinstance(path, np.ndarray) else np.lib.format.open_memmap(path, mode="r")
-    with reading(folder, "fewer or smaller images, or --config.stream=true"):
+    with reading(folder, "fewer or smaller images", "Training reads more of them with --config.stream=true."):
         check_memory(x.nbytes)
     return Folder(x, label, classes)
 
@@ -112,9 +113,11 @@ def _find(folder: Path, how: Reading) -> tuple[list[str], tuple[str, ...]]:
     if not classes or not how.labels:
         return sorted(found), ()
     if loose:
-        raise ValueError(
-            f"it holds images, such as {loose[0]!r}, beside sub-folders of images, such as {classes[0]!r}; put them in "
-            "one, or give --config.labels=false"
+        raise UserError(
+            f"Cannot read {str(folder)!r}: it holds images, such as {loose[0]!r}, beside sub-folders of images, "
+            f"such as {classes[0]!r}; expected only one of the two.",
+            "Move them, or give --config.labels=false.",
+            "Move them.",
         )
     return sorted(found, key=lambda name: (name.partition(os.sep)[0], name)), classes
 
@@ -171,7 +174,8 @@ def _decode_all(folder: Path, names: list[str], how: Reading, kept: Path) -> tup
         images = [image for image in headers if image is not None]
         left_out = [path for path in paths if path in broken]  # the order in `broken` is that of the threads
         if not images:
-            raise UserError(f"{str(folder)!r}: none of its {len(paths)} images can be read. {broken[left_out[0]]}")
+            first = broken[left_out[0]].message
+            raise UserError(f"{str(folder)!r}: of its {plural(len(paths), 'image')}, none can be read. {first}")
         shape, mode = _shape(images, how), _mode(images, how)
         full = (len(images), *shape, len(mode))
         skipped = [str(path.relative_to(folder)) for path in left_out]
@@ -246,16 +250,23 @@ def _in_order(
 
 
 def _said(folder: Path, images: list[_Image], full: tuple[int, ...], skipped: list[str]) -> str:
-    """What was read, in one line."""
+    """What was read, in one line. Sizes are height x width, as in `image_size`."""
     sizes = {image.size for image in images}
     count, height, width, channels = full
-    said = f"{_printable(str(folder))}: {count} images, {'grey' if channels == 1 else 'RGB'}, {width} x {height}"
+    colours = "grey" if channels == 1 else "RGB"
+    said = f"{_printable(str(folder))}: {plural(count, 'image')}, {colours}, {height} x {width} (height x width)"
     if sizes != {(width, height)}:
-        (least, most) = min(sizes, key=math.prod), max(sizes, key=math.prod)
-        said += f", scaled and cut from {least[0]} x {least[1]} to {most[0]} x {most[1]}"
+        least, most = (_by_height(size) for size in (min(sizes, key=math.prod), max(sizes, key=math.prod)))
+        said += f", scaled and cut from {least} to {most}"
     if classes := {image.path.relative_to(folder).parts[0] for image in images if image.path.parent != folder}:
-        said += f", {len(classes)} sub-folders"
-    return said + (f"; {_names(skipped)} cannot be read and are left out" if skipped else "")
+        said += f", {plural(len(classes), 'sub-folder')}"
+    are = "is" if len(skipped) == 1 else "are"
+    return said + (f"; {_names(skipped)} cannot be read and {are} left out" if skipped else "")
+
+
+def _by_height(size: tuple[int, int]) -> str:
+    """The height and the width of a size that is, as in Pillow, width and height."""
+    return f"{size[1]} x {size[0]}"
 
 
 def _names(skipped: list[str]) -> str:
@@ -270,10 +281,16 @@ def _printable(name: str) -> str:
 
 @contextlib.contextmanager
 def _open_image(path: Path) -> Iterator[Any]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with reading(path, "an 8-bit image"), Image.open(path, formats=FORMATS) as image:
-        yield image
+    setting = "Remove it, or give --config.skip_broken=true to leave it out."
+    with reading(path, "an 8-bit image", setting, "Remove it, or give other data with --data."):
+        try:
+            opened = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError:  # whose message has the path, too
+            raise ValueError("it holds no image of a known format") from None
+        with opened as image:
+            yield image
 
 
 # Pillow's name for each EXIF orientation. A camera that is held upright writes 6 or 8.
@@ -325,8 +342,10 @@ def _shape(images: list[_Image], how: Reading) -> tuple[int, int]:
     for image in images:
         if image.size != first.size:
             raise UserError(
-                f"{str(image.path)!r} has the size {image.size[0]} x {image.size[1]}, and {str(first.path)!r} has "
-                f"{first.size[0]} x {first.size[1]}. Give --config.image_size=64, say, to scale and cut all images."
+                f"{str(image.path)!r} has the size {_by_height(image.size)} (height x width), and {str(first.path)!r} "
+                f"has {_by_height(first.size)}.",
+                "Give --config.image_size=64, say, to scale and cut all images.",
+                "Give images of one size.",
             )
     return first.size[1], first.size[0]
 

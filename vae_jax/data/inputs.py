@@ -197,8 +197,9 @@ def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
     needs = f"likelihood {config.likelihood!r} needs data of {num} evenly spaced values, 0, 1/{num - 1} .. 1"
     if dataset.stream is not None:
         raise UserError(
-            f"{needs}; {dataset.name} is a stream of {x.dtype}, whose values are not all known. Save x as uint8 and "
-            "use 256 levels, or train with --config.stream=false."
+            f"{needs}; {dataset.name} is a stream of {x.dtype}, whose values are not all known.",
+            "Save x as uint8 and use 256 levels, or train with --config.stream=false.",
+            "Give such data with --data.",
         )
     value = _off_levels(dataset, num)
     if value is None:
@@ -207,8 +208,10 @@ def check_levels(dataset: Dataset, config: Config, num: int | None) -> None:
     other = {None: "gaussian_scalar", 256: "discretized_logistic"}.get(fitting, "categorical")
     options = {"num_levels": fitting} if other == "categorical" else {}
     raise UserError(
-        f"{needs}; {dataset.name} holds {value:g}. Give such data, or train with --config.likelihood={other} "
-        f"--config.likelihood_options='{json.dumps(options)}', or with --config.binarization=dynamic."
+        f"{needs}; {dataset.name} holds {value:g}.",
+        f"Give such data, or train with --config.likelihood={other} "
+        f"--config.likelihood_options='{json.dumps(options)}', or with --config.binarization=dynamic.",
+        "Give such data.",
     )
 
 
@@ -309,12 +312,14 @@ def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int,
         check_memory(4 * len(split.label) * len(classes), "the labels of a conditional VAE, one-hot, take")
     except ValueError as error:
         raise UserError(
-            f"{dataset.name} has {len(split.label)} examples of {len(classes)} classes: {error}. Give fewer classes, "
-            "or set --config.conditional=false."
+            f"{dataset.name} has {len(split.label)} examples of {len(classes)} classes: {error}.",
+            "Give fewer classes, or set --config.conditional=false.",
+            "Give fewer examples.",
         ) from None
-    if unknown := sorted(set(np.unique(split.label).tolist()) - set(classes)):
+    unknown = split.label[~np.isin(split.label, classes)]
+    if len(unknown):
         raise UserError(
-            f"{dataset.name} has the labels {_listed(unknown, dataset.names)}; the VAE knows "
+            f"{dataset.name} has the {show_labels(unknown, dataset.names)}; the VAE knows "
             f"{show_classes(classes, dataset.names)}. Give examples of these."
         )
     index = np.searchsorted(np.array(classes), split.label)
@@ -324,10 +329,17 @@ def _context(dataset: Dataset, split: Split, config: Config, classes: tuple[int,
 def _covariates(dataset: Dataset, split: Split) -> np.ndarray:
     if split.c is None:
         raise UserError(
-            f"conditional is covariates, and {dataset.name} has none. Give an .npz file with c, [N, C], beside x, or "
-            "set --config.conditional=false."
+            f"conditional is covariates, and {dataset.name} has none.",
+            "Give an .npz file with c, [N, C], beside x, or set --config.conditional=false.",
+            "Give an .npz file with c, [N, C], beside x.",
         )
     return split.c
+
+
+def show_labels(label: np.ndarray, names: tuple[str, ...] = ()) -> str:
+    """Name the different labels among those of examples, for an error or a line of the log."""
+    different = np.unique(label).tolist()
+    return f"{'label' if len(different) == 1 else 'labels'} {_listed(different, names)}"
 
 
 def show_classes(classes: tuple[int, ...], names: tuple[str, ...] = ()) -> str:

@@ -37,7 +37,9 @@ def read_parquet(
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"Reading {source} needs pyarrow. Install it: python -m pip install pyarrow") from None
+        raise UserError(
+            f"Reading {source} needs pyarrow. Install it: python -m pip install 'vae_jax[parquet]'"
+        ) from None
     # Only the types of Arrow are used: whatever else pandas has written into the file stays unread.
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow

@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_jax import progress
-from vae_jax.data.columns import Columns, plural, some
-from vae_jax.data.csv_files import read_csv
+from vae_jax.data.columns import Columns, some
+from vae_jax.data.csv_files import ending, read_csv
 from vae_jax.data.files import check_memory, reading
 from vae_jax.data.parquet_files import read_parquet
 from vae_jax.errors import UserError
+from vae_jax.progress import plural
+
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 
 
 class Table(NamedTuple):
@@ -34,7 +37,7 @@ def read_table(
     missing: bool = False,
     texts: bool = False,
 ) -> Table:
-    """Read a .csv, .tsv or .parquet file.
+    """Read a .csv, .tsv or .parquet file, or a .csv.gz or .tsv.gz.
 
     label_column: the name of the column with the labels. Empty: there is none.
     covariate_columns: the names of the columns that become `covariates`.
@@ -54,18 +57,16 @@ def read_table(
     or if it is missing, where it must not be: empty, NA, N/A, NaN or null.
     """
     path = Path(path)
-    readers = {".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"Cannot read {str(path)!r}: expected a .csv, .tsv or .parquet file.")
+    if ending(path).lower() not in SUFFIXES:
+        raise UserError(f"Cannot read {str(path)!r}: expected a .csv, .tsv or .parquet file, or a .csv.gz or .tsv.gz.")
+    read = read_parquet if path.suffix.lower() == ".parquet" else read_csv
     if isinstance(covariate_columns, str):
         raise UserError(f"covariate_columns is the text {covariate_columns!r}; expected names. Give a tuple of them.")
     with reading(path, "a table of numbers, one named column each"):
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")  # a pipe would never end
         check_memory(path.stat().st_size, "it has")
-        columns, values, label, words = readers[path.suffix.lower()](
-            path, label_column, tuple(covariate_columns), missing, texts
-        )
+        columns, values, label, words = read(path, label_column, tuple(covariate_columns), missing, texts)
     at = {place: i for i, place in enumerate(columns.numeric)}  # where `values` has each column of the file
     own = sorted(at.keys() - columns.covariates)
     take = lambda places: np.take(values, [at[place] for place in places], 1)  # noqa: E731
@@ -80,13 +81,12 @@ def read_table(
 def _say_what_was_read(table: Table, columns: Columns, source: str) -> None:
     num = len(table.columns)
     text = sum(map(bool, table.texts))
-    parts = [f"{len(table.x)} {plural('row', len(table.x))}"]
-    parts.append(f"{num - text} {plural('column', num - text)} of numbers")
+    parts = [plural(len(table.x), "row"), f"{plural(num - text, 'column')} of numbers"]
     if text:
         parts.append(f"{text} of text")
     if table.label is not None and columns.label is not None:
         name = columns.names[columns.label]
-        parts.append(f"label column {name!r} with {len(np.unique(table.label))} different values")
+        parts.append(f"label column {name!r} with {plural(len(np.unique(table.label)), 'different value')}")
     if columns.covariates:
         parts.append(f"covariates {some(columns.names[i] for i in columns.covariates)}")
     progress.say(f"{source}: {', '.join(parts)}.")

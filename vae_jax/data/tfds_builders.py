@@ -123,6 +123,7 @@ def prepare(name: str, data_dir: Path) -> Path:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{name} is not prepared in {data_dir} and its files could not be downloaded ({reason}). "
-            "Give --data_dir with a prepared copy, or train on the embedded data with --config.dataset=digits."
+            f"{name} is not prepared in {data_dir} and its files could not be downloaded ({reason}).",
+            "Give --data_dir with a prepared copy, or train on the embedded data with --config.dataset=digits.",
+            "Give --data_dir with a prepared copy.",
         ) from error

@@ -186,8 +186,9 @@ def choose(features: Any, wanted: tuple[str, ...], name: str) -> tuple[str, str 
         )
     if not wanted and len(images) > 1:
         raise UserError(
-            f"{name} has several image features: {_listed(features, images)}. "
-            "Choose one, and a label if you like, with --config.features=IMAGE,LABEL."
+            f"{name} has several image features: {_listed(features, images)}.",
+            "Choose one, and a label if you like, with --config.features=IMAGE,LABEL.",
+            "Save one of them as x in a .npy file, and give that file.",
         )
     classes = [key for key in labels if isinstance(features[key], tfds.features.ClassLabel)]
     default = classes[0] if len(classes) == 1 else "label" if "label" in labels else None
@@ -252,8 +253,9 @@ def read(directory: Path, name: str, features: tuple[str, ...] = ()) -> dict[str
         raise
     except _OtherSizeError as error:
         raise UserError(
-            f"{name} has images of several sizes, such as {error}, expected one size. "
-            "Save them as PNG files in a folder and give that folder with --config.image_size."
+            f"{name} has images of several sizes, such as {error}, expected one size.",
+            "Save them as PNG files in a folder and give that folder with --config.image_size.",
+            "Scale them, save them as x in a .npy file, and give that file.",
         ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -268,8 +270,10 @@ def _check_size(shape: Shape, total: int, name: str) -> None:
         check_memory(total * (math.prod(shape) + 8), "they take")  # 8 bytes for the label
     except ValueError as error:
         raise UserError(
-            f"{name} has {total} images of shape {shape}: {error}. Save fewer or smaller images as a .npy file, "
-            "which training reads piece by piece with --config.stream=true."
+            f"{name} has {total} images of shape {shape}: {error}.",
+            "Save fewer or smaller images as a .npy file, which training reads piece by piece with "
+            "--config.stream=true.",
+            "Save fewer of them as x in a .npy file, and give that file.",
         ) from error
 
 

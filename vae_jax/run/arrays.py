@@ -34,10 +34,19 @@ def write(folder: Path, **trees: Any) -> None:
         raise OSError(code or errno.EIO, reason, str(folder)) from error
 
 
-def read(folder: Path, **likes: Any) -> list[Any]:
-    """Read trees from a folder, with the shapes and types of `likes`. Raises UserError if the shapes differ."""
+OF_A_RUN = (
+    "the model that this version builds from run.json",
+    "Use the version of vae_jax that wrote it.",
+)
+
+
+def read(folder: Path, expected: tuple[str, str] = OF_A_RUN, **likes: Any) -> list[Any]:
+    """Read trees from a folder, with the shapes and types of `likes`. Raises UserError if the shapes differ.
+
+    expected: where the shapes of `likes` are from, and what to do if those of the folder differ.
+    """
     with _quiet(), _checkpointer() as checkpointer:
-        return [_read(checkpointer, (folder / name).absolute(), like) for name, like in likes.items()]
+        return [_read(checkpointer, (folder / name).absolute(), like, *expected) for name, like in likes.items()]
 
 
 def _orbax() -> Any:
@@ -74,7 +83,7 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
 
 
-def _read(checkpointer: Any, path: Path, like: Any) -> Any:
+def _read(checkpointer: Any, path: Path, like: Any, of_what: str, advice: str) -> Any:
     try:
         tree = checkpointer.metadata(path).item_metadata.tree
         held, built = _shapes(tree), _shapes(like)
@@ -91,10 +100,7 @@ def _read(checkpointer: Any, path: Path, like: Any) -> Any:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} does not fit the model that this version builds from run.json ({reason}). Use the "
-            "version of vae_jax that wrote it."
-        ) from error
+        raise UserError(f"{path} does not fit {of_what} ({reason}). {advice}") from error
 
 
 def named(tree: Any) -> dict[str, Any]:

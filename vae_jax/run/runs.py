@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from math import isfinite, prod
@@ -31,17 +32,20 @@ from vae_jax.run import digests
 
 FORMAT = 4
 MAX_RUN_BYTES = 4 << 20  # of run.json, which has a few thousand bytes, or more if there are many classes
+MAX_LISTED = 8  # names in an error
 MAX_VALUES = 2**28  # in one example: enough for a picture of 9,000 x 9,000 pixels in colour
 
 
 @contextmanager
-def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = False) -> Iterator[None]:
+def open_run(
+    run_dir: Path, config: Config, data: DataInfo, *, restart: bool = False, is_member: bool = False
+) -> Iterator[None]:
     """Begin a run directory, or open an existing run to continue it. Other processes are kept out within the block.
 
     An existing run continues only with the same config and data. More epochs count as the same config unless the
     schedule of the learning rate depends on their number. A run that holds only run.json and metrics.jsonl begins anew
-    with any config. restart: move an existing run aside first. Raises UserError, which names the fields that differ, or
-    says that another process trains there.
+    with any config. restart: move an existing run aside first. is_member: the run is one of a sweep. Raises UserError,
+    which names the fields that differ, or says that another process trains there.
     """
     path, sources, portable = run_dir / "run.json", names.sources(config), names.portable(config)
     if run_dir.exists() and not run_dir.is_dir():
@@ -62,7 +66,7 @@ def open_run(run_dir: Path, config: Config, data: DataInfo, *, restart: bool = F
     with ExitStack() as stack:
         stack.enter_context(_locked(path))
         code = {name: digests.of_bytes(content) for name, content in sources.items()}
-        if _is_new(run_dir) or not _is_same(run_dir, portable, data, code):
+        if _is_new(run_dir) or not _is_same(run_dir, portable, data, code, is_member):
             stack.enter_context(_write_run(path, portable, data, code))
         _write_code(run_dir / "code", sources)
         for litter in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*")):  # left by a crash
@@ -86,14 +90,15 @@ def read_code(run_dir: Path) -> dict[str, str]:
 def trusted(run_dir: Path, config: Config, trust: bool) -> Config:
     """The config with the copies of its code from outside in RUN_DIR/code, so that a model can be built from it.
 
-    Nothing of the code has run yet. Raises UserError if there is such code and neither `trust` nor VAE_JAX_TRUST=1 is
-    given, or if a copy is not the one that the run was trained with.
+    Nothing of the code has run yet. Raises UserError if the model has such code and neither `trust` nor VAE_JAX_TRUST=1
+    is given, or if a copy is not the one that the run was trained with. Only training needs the code of an optimiser.
     """
-    code = {name.rpartition(":")[0] for name in names.outside(config).values()}
+    trust = trust or os.environ.get("VAE_JAX_TRUST") == "1"
+    code = {n.rpartition(":")[0] for field, n in names.outside(config).items() if trust or field != "optimizer"}
     if not code:
         return config
     shown = ", ".join(sorted(f"code/{name}" if name.endswith(".py") else f"the module {name}" for name in code))
-    if not (trust or os.environ.get("VAE_JAX_TRUST") == "1"):
+    if not trust:
         raise UserError(f"{run_dir} uses {shown}. Read it, then add --trust to run it; from Python, trust=True.")
     expected, config = read_code(run_dir), names.inside(config, run_dir / "code")
     for name in sorted(code):
@@ -101,7 +106,7 @@ def trusted(run_dir: Path, config: Config, trust: bool) -> Config:
         if name.endswith(".py") and not (copy.is_file() and digests.of_bytes(copy.read_bytes()) == expected.get(name)):
             what = "differs from its digest in run.json" if copy.is_file() else "is missing"
             raise UserError(f"{copy} {what}: it is not run. Put the file there that the run was trained with.")
-    for name, digest in names.digests(config).items():
+    for name, digest in names.digests(replace(config, optimizer="adam")).items():
         if digest != expected.get(name):
             progress.say(f"{run_dir}: the module {name} is not the one that the run was trained with")
     return config
@@ -176,7 +181,20 @@ def _holds_other_than(run_dir: Path, *ignored: str) -> bool:
 def _check_run(run_dir: Path) -> None:
     if not (run_dir / "run.json").is_file():
         what = "has no run.json" if run_dir.is_dir() else "is not a directory"
-        raise UserError(f"{run_dir} {what}; expected a run directory that train.py wrote, such as checkpoints/digits.")
+        expected = "expected a run directory that train.py wrote, such as checkpoints/digits"
+        if (run_dir / "metadata.json").is_file() and (run_dir / "params").is_dir():
+            raise UserError(
+                f"{run_dir} {what}, only weights that vae_jax.save wrote; {expected}. From Python, give vae_jax.load "
+                "the shapes of these weights too, as like=params."
+            )
+        runs = sorted(path.parent.name for path in run_dir.glob("*/run.json"))
+        if runs:
+            more = f" and {len(runs) - MAX_LISTED} more" if len(runs) > MAX_LISTED else ""
+            raise UserError(
+                f"{run_dir} {what}; {expected}. It is a folder of runs: {', '.join(runs[:MAX_LISTED])}{more}. Give one "
+                f"of them, such as {run_dir / runs[0]}."
+            )
+        raise UserError(f"{run_dir} {what}; {expected}.")
 
 
 def _check_inside(run_dir: Path) -> None:
@@ -231,7 +249,7 @@ def _scaling(scaling: Any, size: int) -> Scaling | None:
     return shift, scale
 
 
-def _is_same(run_dir: Path, config: Config, data: DataInfo, code: dict[str, str]) -> bool:
+def _is_same(run_dir: Path, config: Config, data: DataInfo, code: dict[str, str], is_member: bool) -> bool:
     """Whether run.json has this config, this data and this code from outside. If not, the caller writes it anew.
 
     Raises UserError if run.json differs but must not be replaced, because the run would be lost.
@@ -255,10 +273,10 @@ def _is_same(run_dir: Path, config: Config, data: DataInfo, code: dict[str, str]
         if config.schedule != "cosine":
             return False
         here = shlex.quote(str(run_dir.resolve()))
+        other = "another SWEEP_DIR" if is_member else f"--workdir={here}-more"
         raise UserError(
             f"{run_dir} holds a run whose cosine schedule ends with its {old_config.num_epochs} epochs. To train on "
-            f"from its weights, give the command with --config.init_from={here} too, and with another SWEEP_DIR or "
-            f"--workdir={here}-more."
+            f"from its weights, give the command with --config.init_from={here} too, and with {other}."
         )
     raise UserError(
         f"{run_dir} holds a run with another config: {', '.join(changed)}. Choose another directory, or begin "

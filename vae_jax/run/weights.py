@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from vae_jax.errors import UserError
 from vae_jax.run import arrays, digests
 
+LIKE = ("like", "Give the shapes and types of the params that vae_jax.save wrote.")
+
 
 def save(directory: str | Path, params: Any, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a pytree of arrays and `metadata`, which JSON can hold, to a new directory: completely or not at all.
@@ -61,9 +63,11 @@ def load(directory: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """
     directory = Path(directory).absolute()
     if not (directory / "metadata.json").is_file():
-        raise UserError(f"{directory} was not written by vae_jax.save: it has no metadata.json. Choose one that was.")
+        is_run = (directory / "run.json").is_file()
+        advice = "Load a run directory without like=" if is_run else "Choose one that was"
+        raise UserError(f"{directory} was not written by vae_jax.save: it has no metadata.json. {advice}.")
     if reason := digests.damage(directory):
         raise UserError(f"{directory} is damaged ({reason}). Choose another one.")
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), like)
-    (params,) = arrays.read(directory, params=like)
+    (params,) = arrays.read(directory, LIKE, params=like)
     return params, json.loads((directory / "metadata.json").read_text("utf-8"))

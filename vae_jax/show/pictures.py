@@ -8,12 +8,28 @@ from typing import Any
 import numpy as np
 
 from vae_jax.data.files import write_whole
+from vae_jax.data.inputs import DataInfo
 from vae_jax.run.metrics import NATS, names_in
 
 MAX_PIXELS = 2**27  # in one picture: few programs can open a larger one
+DEVIATIONS = 2  # from the mean of a column, black to white
+
+Range = tuple[float, float] | tuple[np.ndarray, np.ndarray]  # what is drawn black and white, for each column if [D]
 
 
-def save_grid(path: Path, images: Any, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
+def range_of(data: DataInfo) -> Range:
+    """What is drawn black and white: the range of the data.
+
+    Vectors whose columns have a known mean and standard deviation have a range for each column, within
+    DEVIATIONS standard deviations of its mean: else a column of large numbers would leave nothing to see of the others.
+    """
+    if len(data.shape) > 1 or data.scaling is None:
+        return data.range
+    mean, std = (np.array(part, np.float32) for part in data.scaling)
+    return mean - DEVIATIONS * std, mean + DEVIATIONS * std
+
+
+def save_grid(path: Path, images: Any, columns: int, value_range: Range = (0.0, 1.0)) -> None:
     """Write images [N, *shape] as one PNG, `columns` images per row. `value_range` becomes black to white.
 
     shape: [H, W, C], where the channels are averaged if there are not 1 or 3. Feature vectors [D] are drawn as strips.
@@ -32,15 +48,15 @@ def area(shape: tuple[int, ...]) -> int:
     return (height + 1) * (width + 1)
 
 
-def grid(images: np.ndarray, columns: int, value_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+def grid(images: np.ndarray, columns: int, value_range: Range = (0.0, 1.0)) -> np.ndarray:
     """Arrange images [N, H, W, C] as one uint8 picture, [H', W'] or [H', W', 3], with a grey pixel between them."""
-    low, high = value_range
+    low, high = (np.asarray(end, np.float32).reshape(-1, 1) for end in value_range)  # of each column of an image
     num, height, width, channels = images.shape
     rows = -(-num // columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), round(0.35 * 255), np.uint8)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        scaled = np.clip(np.nan_to_num((image - low) / max(high - low, 1e-12)), 0, 1)
+        scaled = np.clip(np.nan_to_num((image - low) / np.maximum(high - low, 1e-12)), 0, 1)
         canvas[top : top + height, left : left + width] = np.rint(scaled * 255)
     return canvas[..., 0] if channels == 1 else canvas
 

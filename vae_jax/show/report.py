@@ -59,7 +59,7 @@ def page(
             "Notes": [webpage.text(note) for note in summary.get("notes", ())],
             "Evaluation": _evaluation(summary, len(names), protocol(config, summary, limit, dataset)),
             "Learning curves": [_curves(folder, metrics.read(run_dir))],
-            "Reconstructions": [_reconstructions(folder, summary["split"])],
+            "Reconstructions": [_reconstructions(folder, summary["split"], data)],
             "Samples": [_samples(folder, config)],
             "Manifold": [_manifold(folder, data)],
             "Traversals": [_traversals(folder, restored, examples, result, names)],
@@ -129,9 +129,13 @@ def _curves(folder: Path, records: list[dict[str, Any]]) -> str:
     return webpage.row(charts)
 
 
-def _reconstructions(folder: Path, split: str) -> str:
+def _reconstructions(folder: Path, split: str, data: DataInfo) -> str:
     inputs = "Inputs" if split == "all" else f"Inputs of the {split} split"
     caption = f"{inputs} and, under each one, E[x | z] at its posterior mean z."
+    if pictures.range_of(data) is not data.range:
+        caption += (
+            f" Each column is black {pictures.DEVIATIONS} standard deviations below its mean, white as far above."
+        )
     return webpage.pixels(folder / "reconstructions.png", caption)
 
 
@@ -162,7 +166,7 @@ def _traversals(folder: Path, restored: Restored, examples: Examples, result: Ev
         by, sizes = "KL", np.mean(result.kl_by_dimension, 0)
     rows = np.argsort(-sizes, kind="stable")[:ROWS]
     drawn, path = images[rows].reshape(-1, *images.shape[2:]), folder / "traversals.png"
-    pictures.save_grid(path, drawn, COLUMNS, restored.data.range)
+    pictures.save_grid(path, drawn, COLUMNS, pictures.range_of(restored.data))
     top = f"From the top, by {by}: {', '.join(names[i] for i in rows)}."
     return webpage.pixels(
         path, f"One latent dimension per row, from -3 to 3, the others at the posterior mean of one example. {top}"

@@ -12,8 +12,7 @@ from vae_jax.core import VAE, Examples, Params, condition
 from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures
-
-Range = tuple[float, float]  # of the data: the values that are drawn black and white
+from vae_jax.show.pictures import Range
 
 
 def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, value_range: Range) -> None:
@@ -54,7 +53,7 @@ def draw_run(
     _, data, vae, params, _ = restored
     folder.mkdir(exist_ok=True)
     few = jax.tree.map(lambda a: a[:48], held_out)
-    reconstructions(folder / "reconstructions.png", vae, params, few, data.range)
+    reconstructions(folder / "reconstructions.png", vae, params, few, pictures.range_of(data))
     context, index = held_out.context, jnp.arange(64)
     if data.classes:
         context = jax.nn.one_hot(index % len(data.classes), len(data.classes), dtype=jnp.float32)
@@ -62,10 +61,10 @@ def draw_run(
         context = context[index % len(context)]
     own = condition(vae, context)
     drawn = jax.jit(lambda params, key: generate.sample(params, key, own, 64))(params, jax.random.key(seed))
-    samples(folder / "samples.png", drawn.mean, data.range)
+    samples(folder / "samples.png", drawn.mean, pictures.range_of(data))
     if isinstance(mean, np.ndarray) and mean.shape[-1] == 2:
         pictures.save_scatter(folder / "latents.png", mean, label, classes=names or data.names)
         one = condition(vae, None if context is None else context[:1])
-        manifold(folder / "manifold.png", one, params, data.range)
+        manifold(folder / "manifold.png", one, params, pictures.range_of(data))
     if (folder / "metrics.jsonl").exists():
         pictures.save_curves(folder / "curves.png", metrics.read(folder))
