@@ -16,8 +16,8 @@ from vae_jax.run import metrics
 
 # One of each kind in every run of the tests; runs on the digits and conditional ones are fixtures of conftest.py.
 # test_config.py traces the step of all.
-FAST = ("conv", "mnist_fast", "two_layers", "table", "photos", "missing")
-OWN_DATA = ("table", "photos", "missing")  # which their docstrings make
+FAST = ("conv", "mnist_fast", "two_layers", "table", "photos", "missing", "counts", "anomaly")
+OWN_DATA = ("table", "photos", "missing", "counts", "anomaly")  # which their docstrings make
 RECIPES = mostly_slow(sorted((ROOT / "configs").rglob("*.py")), lambda path: path.stem in FAST)
 
 
