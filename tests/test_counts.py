@@ -145,7 +145,7 @@ def test_the_mean_and_samples_of_shares_are_of_the_average_total(name, key):
     if name != "negative_binomial":
         expected /= 1 + np.exp(np.float64(outputs[:2, :, 1]))
     np.testing.assert_allclose(p.mean, expected, rtol=1e-5)
-    assert_within_errors(jax.jit(lambda key: p.sample(key, (20_000,)))(key), p.mean)
+    assert_within_errors(jax.jit(lambda key: p.sample(key, (5_000,)))(key), p.mean)
     slopes = jax.grad(lambda params: likelihood.build(params, jnp.asarray(outputs[:2])).mean.sum())(params)
     assert slopes["log_total"] == 0
 
@@ -173,11 +173,11 @@ def test_counts_sum_to_one(name):
 @cache
 def draws(rate):
     log_rate = np.float32(np.log(rate))
-    x = jax.jit(counts.sample_poisson)(jax.random.key(3), jnp.full(100_000, log_rate))
+    x = jax.jit(counts.sample_poisson)(jax.random.key(3), jnp.full(50_000, log_rate))
     return stats.poisson(np.exp(np.float64(log_rate))), np.asarray(x, np.float64)
 
 
-@pytest.mark.parametrize("rate", (0.01, 3, 9.99, 10, 40, 1e3, 1e6, 1e7))
+@pytest.mark.parametrize("rate", (0.01, 3, 9.99, 10, 1e3, 1e6))
 def test_draws_of_a_poisson_have_its_distribution(rate):
     """With a uniform number added to each draw, P(X < x) + u P(X = x) is uniform. 1.95 has a p-value of 0.001."""
     p, x = draws(rate)
@@ -186,12 +186,11 @@ def test_draws_of_a_poisson_have_its_distribution(rate):
     np.testing.assert_array_equal(x, np.rint(x))
 
 
-@pytest.mark.parametrize("log_r", (-4.0, 0.0, 5.9))
-@pytest.mark.parametrize("mean", (0.3, 20.0, 1e5))
+@pytest.mark.parametrize("mean, log_r", ((0.3, -4.0), (20.0, 0.0), (1e5, -1.0), (1e5, 5.9)))
 def test_draws_of_a_negative_binomial_have_its_distribution(mean, log_r, key):
     log_mean = np.float32(np.log(mean))
     p = counts.NegativeBinomial(jnp.full(1, log_mean), jnp.full(1, log_r))
-    x = np.asarray(jax.jit(lambda key: p.sample(key, (100_000,)))(key), np.float64)[:, 0]
+    x = np.asarray(jax.jit(lambda key: p.sample(key, (50_000,)))(key), np.float64)[:, 0]
     other = nbinom(log_mean, np.float32(log_r))
     u = other.cdf(x - 1) + np.random.default_rng(0).uniform(size=len(x)) * other.pmf(x)
     assert stats.kstest(u, "uniform").statistic * len(x) ** 0.5 < 1.95

@@ -365,7 +365,8 @@ def not_counts(x: np.ndarray) -> tuple[int, list[int], float]:
     """
     if x.dtype.kind == "f":
         whole = np.rint(x)
-        wrong = (whole < 0) | (np.abs(x - whole) > 1e-6 * np.maximum(1, x))
+        with np.errstate(invalid="ignore"):  # `not_finite` finds what is infinite
+            wrong = (whole < 0) | (np.abs(x - whole) > 1e-6 * np.maximum(1, x))
     else:
         wrong = x < 0 if x.dtype.kind == "i" else np.zeros(x.shape, bool)
     if not wrong.any():

@@ -219,7 +219,7 @@ def parts(
         if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
             log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, of[suffix]["x"])
         elif how.counts and suffix != "_test":
-            log_counts(float(x.max()), stored.dtype, of[suffix]["x"])
+            log_counts(float(np.max(x, initial=0, where=~np.isnan(x))), stored.dtype, of[suffix]["x"])
     if ys:
         labels, names = _as_labels(ys, [of[suffix]["y"] for suffix in suffixes])
     return [split._replace(label=label) for split, label in zip(splits, labels, strict=True)], names
