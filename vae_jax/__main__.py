@@ -107,6 +107,30 @@ def parse(argv: list[str]) -> Namespace:
         help="An .npz file for the figures of every example.",
     )
 
+    text = "How unlikely every example is beside those of the training: a table, and one JSON object on stdout."
+    sub = command("score", text, "scores.csv", ".npz")
+    data_flags(sub)
+    text = "Posterior samples K. Default: %(default)s."
+    sub.add_argument("--num_samples", type=console.positive, default=500, help=text)
+    sub.add_argument(
+        "--num_train",
+        type=console.natural,
+        default=1000,
+        help=(
+            "At most this many training examples, evenly chosen, are scored for the column share. 0: leave it out. "
+            "Default: %(default)s."
+        ),
+    )
+    sub.add_argument(
+        "--anomaly",
+        action="append",
+        metavar="LABEL",
+        help=(
+            "The labels of anomalies, separated by commas or in several flags, for AUROC and average precision. "
+            "Default: the labels that did not occur in the training."
+        ),
+    )
+
     sub = command(
         "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
     )

@@ -15,6 +15,7 @@ from vae_jax import build, generate, progress
 from vae_jax.cli import console
 from vae_jax.cli.examples import load as examples_of
 from vae_jax.cli.impute import impute as impute
+from vae_jax.cli.score import score as score
 from vae_jax.cli.sweep import sweep as sweep
 from vae_jax.cli.train import train as train
 from vae_jax.core import VAE, Examples, condition

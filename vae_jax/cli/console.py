@@ -295,6 +295,15 @@ def _refuse(message: str) -> int:
     return 2
 
 
+def write(path: Path, save: Callable[[Path], Any], flag: str = "--out") -> str:
+    """Call `save(path)` and return the path as text. Raises UserError, which names the flag, if it fails."""
+    try:
+        save(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}). Choose another file with {flag}.") from None
+    return str(path)
+
+
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int]]:
     """Within the block, SIGTERM and the first Ctrl-C do not stop the program. A later Ctrl-C does.

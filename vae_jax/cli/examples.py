@@ -1,6 +1,7 @@
 """Load the examples that the flags of a command ask for."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from vae_jax.core import Examples
 from vae_jax.data import datasets, inputs, kinds, splits
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
+from vae_jax.evaluate import evenly
 from vae_jax.progress import plural
 from vae_jax.run.checkpoints import Restored
 
@@ -22,6 +24,13 @@ class Chosen(NamedTuple):
     examples: Examples  # as the model sees them
     label: np.ndarray | None  # [N]
     names: tuple[str, ...]  # of the labels 0, 1, ...; () if the labels are the numbers of the data
+
+
+class Trained(NamedTuple):
+    """Some of the examples that a VAE was trained on."""
+
+    examples: Examples  # as the model sees them
+    labels: Sequence[int | str] | None  # those that occurred in the training, by name if they have names
 
 
 def load(options: Namespace, restored: Restored, limit: int | None = None) -> Chosen:
@@ -92,28 +101,54 @@ def _of_known_labels(dataset: splits.Dataset, split: str, data: DataInfo) -> spl
     return dataset._replace(**few)
 
 
+def training(options: Namespace, restored: Restored, limit: int, otherwise: str) -> Trained:
+    """Load at most `limit` of the examples that the VAE was trained on, evenly chosen, and the labels of all of them.
+
+    Those of a stream are chosen among the ones that it keeps in memory. otherwise: what to do where the data is not
+    there, for the error.
+    """
+    config, data = restored.config, restored.data
+    dataset = _trained_on(options, restored, f"Put it back, or {otherwise}", f"Put that data back, or {otherwise}")
+    if config.conditional is True:
+        dataset = splits.renamed(dataset, data.names)
+    examples, label = inputs.evaluation_examples(dataset, "train", config, data.classes), dataset.train.label
+    index = evenly(len(examples.x), limit)
+    labels = None if label is None else [splits.text_of(dataset.names, value) for value in np.unique(label).tolist()]
+    return Trained(jax.tree.map(lambda a: a[index], examples), labels)
+
+
 def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
     """Load the data that --data names, or the data that the run was trained on."""
-    config, data, name = restored.config, restored.data, options.data or restored.config.dataset
-    if not options.data and name != "digits" and not datasets.is_tfds(name) and not Path(name).exists():
-        raise UserError(
-            f"{name}, which the VAE was trained on, is not there. Give its new place with --data, "
-            "which takes every example, or put it back for its splits."
+    if not options.data:
+        return _trained_on(
+            options,
+            restored,
+            "Give its new place with --data, which takes every example, or put it back for its splits.",
+            "Give the data with --data to use it all the same.",
         )
+    data_dir = options.data_dir or _known_dir(restored.data, restored.config.dataset)
+    return _encoded(datasets.load(options.data, data_dir=data_dir, how=inputs.reading_of(restored.config)), restored)
+
+
+def _trained_on(options: Namespace, restored: Restored, if_gone: str, if_changed: str) -> datasets.Dataset:
+    """Load the data that the run was trained on. if_gone, if_changed: what to do then, for the error."""
+    config, data, name = restored.config, restored.data, restored.config.dataset
+    if name != "digits" and not datasets.is_tfds(name) and not Path(name).exists():
+        raise UserError(f"{name}, which the VAE was trained on, is not there. {if_gone}")
     dataset = datasets.load(
         name,
-        data_dir=options.data_dir or _known_dir(data, config.dataset),
-        classes=() if options.data else config.classes,
-        validation_size=0 if options.data else config.validation_size,
-        stream=config.stream and not options.data,
+        data_dir=options.data_dir or _known_dir(data, name),
+        classes=config.classes,
+        validation_size=config.validation_size,
+        stream=config.stream,
         how=inputs.reading_of(config),
-        features=() if options.data else config.features,
+        features=config.features,
     )
     dataset = _encoded(dataset, restored)
-    if not options.data and dataset.fingerprint != data.fingerprint:
+    if dataset.fingerprint != data.fingerprint:
         raise UserError(
             f"The data of {dataset.name} is not what the VAE was trained on (fingerprint {dataset.fingerprint}, was "
-            f"{data.fingerprint}). Give the data with --data to use it all the same."
+            f"{data.fingerprint}). {if_changed}"
         )
     return dataset
 
