@@ -13,7 +13,7 @@ from conftest import ROOT, contents, one_line, train_flags
 from vae_jax.__main__ import main as vae_main
 from vae_jax.config import Config
 
-COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "manifold", "encode", "evaluate", "report")
+COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "manifold", "encode", "evaluate", "score", "report")
 
 
 # train.py: id -> (flags, parts of the line). Without a recipe of their own they train the digits.

@@ -109,7 +109,13 @@ def test_conditional(vae, conditional_run, tmp_path, command):
 
 ENDINGS = {
     **{name: {".png"} for name in ("reconstruct", "interpolate", "traverse", "manifold")},
-    **{"sample": {".png", ".npz"}, "encode": {".npz"}, "export": {".zip"}, "report": {".html"}},
+    **{
+        "sample": {".png", ".npz"},
+        "encode": {".npz"},
+        "export": {".zip"},
+        "report": {".html"},
+        "score": {".csv", ".npz"},
+    },
 }
 
 

@@ -82,7 +82,7 @@ LAYERS = (
         "counts",
     },
     {"objectives", "guard", "annealing", "generate", "vae"},
-    {"update", "evaluate"},
+    {"update", "evaluate", "anomalies"},
     {"optimizers"},
     {"build"},
     {"run"},
@@ -110,7 +110,7 @@ def test_imports_point_one_way(module):
         return
     (rank,) = (rank for rank, layer in enumerate(LAYERS) if part in layer)
     known = set().union(*LAYERS[: rank + 1])
-    if rank >= LAYERS.index({"update", "evaluate"}):
+    if rank >= LAYERS.index({"update", "evaluate", "anomalies"}):
         known |= {"data"}  # training streams
     if rank >= LAYERS.index({"optimizers"}):
         known |= {"config", "names"}

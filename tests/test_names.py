@@ -22,7 +22,7 @@ from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.run import metrics
 
-COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "encode", "evaluate", "report", "export")
+COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "encode", "evaluate", "score", "report", "export")
 
 PARTS = """
 from __future__ import annotations
@@ -207,14 +207,17 @@ def equinox_run(request, train, files, tmp_path_factory):
 
 @pytest.mark.parametrize("command", (*COMMANDS, "manifold"))
 def test_a_whole_vae_serves_every_command(command, equinox_run, vae, tmp_path, offer):
-    flags = ["--num_samples=4", "--limit=20"] * (command in ("evaluate", "report"))
+    flags = ["--num_samples=4"] * (command in ("evaluate", "score", "report"))
+    flags += ["--limit=20"] * (command in ("evaluate", "report"))
     flags += ["--ais_chains=2", "--ais_steps=4"] * (command == "evaluate")
-    ending = {"encode": "npz", "report": "html", "export": "zip"}.get(command, "png")
+    ending = {"encode": "npz", "score": "csv", "report": "html", "export": "zip"}.get(command, "png")
     flags += [f"--out={tmp_path}/x.{ending}"] * (command != "evaluate")
     stdout = vae(command, equinox_run, "--trust", *flags)
     if command == "evaluate":
         figures = json.loads(stdout)
         assert figures["nll"] <= -figures["elbo"] and "nll_ais" in figures and "bits_per_dim" not in figures
+    elif command == "score":
+        assert Path(json.loads(stdout)["out"]).read_text().startswith("log_px,elbo,log_likelihood,share,label\n")
     else:
         assert Path(stdout.strip()).stat().st_size
 

@@ -39,7 +39,10 @@ _NAMES = {
     "run.weights": ("save",),
     "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
 }
-_MODULES = {*_NAMES, "build", "flows", "hierarchies", "likelihoods", "vae"} - {"run.checkpoints", "run.weights"}
+_MODULES = {*_NAMES, "anomalies", "build", "flows", "hierarchies", "likelihoods", "vae"} - {
+    "run.checkpoints",
+    "run.weights",
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted({*_HOME, "build"})
 

@@ -2,6 +2,7 @@
 
 from vae_jax import (
     annealing as annealing,
+    anomalies as anomalies,
     build as build,
     config as config,
     core as core,

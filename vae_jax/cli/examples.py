@@ -101,14 +101,14 @@ def _of_known_labels(dataset: splits.Dataset, split: str, data: DataInfo) -> spl
     return dataset._replace(**few)
 
 
-def training(options: Namespace, restored: Restored, limit: int, otherwise: str) -> Trained:
+def training(options: Namespace, restored: Restored, limit: int, advice: str) -> Trained:
     """Load at most `limit` of the examples that the VAE was trained on, evenly chosen, and the labels of all of them.
 
-    Those of a stream are chosen among the ones that it keeps in memory. otherwise: what to do where the data is not
-    there, for the error.
+    Those of a stream are chosen among the ones that it keeps in memory. advice: what to do where the data of the
+    training is not there, for the error.
     """
     config, data = restored.config, restored.data
-    dataset = _trained_on(options, restored, f"Put it back, or {otherwise}", f"Put that data back, or {otherwise}")
+    dataset = _trained_on(options, restored, advice, advice)
     if config.conditional is True:
         dataset = splits.renamed(dataset, data.names)
     examples, label = inputs.evaluation_examples(dataset, "train", config, data.classes), dataset.train.label

@@ -33,7 +33,8 @@ def score(options: Namespace) -> dict[str, Any]:
     name = options.data or config.dataset
     trained = None
     if options.num_train:
-        trained = training(options, restored, options.num_train, "give --num_train=0, which leaves the shares out.")
+        advice = "Give --num_train=0, which leaves the shares out, or put the data of the training back."
+        trained = training(options, restored, options.num_train, advice)
     known = config.classes or (trained.labels if trained else None)
     unlikely = _anomalies(options.anomaly, chosen, known, name)
 
