@@ -117,7 +117,8 @@ def parse(argv: list[str]) -> Namespace:
         type=console.natural,
         default=1000,
         help=(
-            "At most this many training examples, evenly chosen, are scored for the column share. 0: leave it out. "
+            "At most this many training examples, evenly chosen, are scored for the column share, the share of them "
+            "that are as unlikely. 0: leave it out. "
             "Default: %(default)s."
         ),
     )

@@ -14,8 +14,8 @@ def tail(train: ArrayLike, new: ArrayLike) -> NDArray[np.float64]:
     the new score, the share is (1 + n) / (1 + N): the new example counts as one of them. So the share is at least
     1 / (1 + N), and it is a p-value: a new example whose score can stand in any place among the training scores with
     the same probability has a share of at most a with a probability of at most a. See Davison & Hinkley 1997, equation
-    4.11, and Phipson & Smyth 2010. A model that has seen the training examples rates them a little higher than other
-    examples of their law, whose shares are then too small.
+    4.11, and Phipson & Smyth 2010. A model rates the examples that it was trained on higher than others of their law,
+    whose shares are then too small: give the scores of held-out examples as `train` for p-values.
 
     The share of a new NaN is NaN. A NaN of the training counts as at most every score.
     """
