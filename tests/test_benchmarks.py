@@ -2,9 +2,11 @@
 
 from argparse import Namespace
 
+import anomalies
 import headline
 import iwae
 import measure
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -65,3 +67,16 @@ def test_a_cell_of_the_iwae_table_says_what_is_known_of_it():
     assert len(lines) == 2 + len(iwae.PUBLISHED)
     assert lines[5] == "| IWAE | 5 |  | 90.00 ± 0.01 (20.0 + 1.7) | 85.54 | 83.89 |"
     assert iwae.cell(row | {"nll_se": None, "active_units": [3.0]}) == "90.00 (3.0)"
+
+
+def test_the_anomalies_are_the_malignant_rows_and_no_training_row_is_scored():
+    train, new, anomaly = anomalies.split(1)
+    assert (len(train), len(new), anomaly.sum()) == (250, 319, 212)
+    assert not {row.tobytes() for row in train} & {row.tobytes() for row in new}
+    np.testing.assert_allclose([train.mean(0), train.std(0) - 1], 0, atol=1e-5)
+    assert new[anomaly].mean() > new[~anomaly].mean() + 1
+
+
+def test_the_cells_of_a_contender_are_its_seeds_and_their_mean():
+    assert anomalies.cells([(0.9, 0.5), (0.8, 0.7)]) == ["0.8500 (0.9000, 0.8000)", "0.6000 (0.5000, 0.7000)"]
+    assert anomalies.cells(["skipped: it is missing"] * 2) == ["skipped: it is missing", ""]

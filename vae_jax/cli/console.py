@@ -197,15 +197,6 @@ def output(*endings: str) -> Callable[[str], Path]:
     return parse
 
 
-def write(path: Path, save: Callable[[Path], Any], flag: str = "--out") -> str:
-    """Let `save` write a file, and return its path. Raises UserError, which names the flag, if it cannot be written."""
-    try:
-        save(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Choose another file with {flag}.") from None
-    return str(path)
-
-
 def extent(text: str) -> float:
     """Type of a flag: a finite number above 0."""
     with suppress(ValueError):
