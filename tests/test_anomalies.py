@@ -220,6 +220,16 @@ def test_labels_of_text_are_quoted_and_compared_with_those_of_the_training(train
     assert line.endswith("new.npz has no labels. Give data with labels.")
 
 
+def test_training_examples_among_those_scored_are_named(train, vae, tmp_path, capsys):
+    x, digit, _ = datasets.load("digits").test
+    np.savez(tmp_path / "mine.npz", x=x, y=digit)
+    train(tmp_path / "run", dataset=tmp_path / "mine.npz", classes="3,7", num_epochs=1, batch_size=10)
+    capsys.readouterr()
+    scored(vae, tmp_path / "run", f"--data={tmp_path}/mine.npz")
+    line = "mine.npz: the training examples are among those scored, so that AUROC flatters.\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
 def test_a_label_that_is_not_text_is_refused_by_a_table_alone(vae, digits_run, tmp_path, refused):
     np.savez(tmp_path / "new.npz", x=datasets.load("digits").test.x[:2], y=np.array(["a", "\ud800"]))
     argv = ["score", digits_run, *FEW, f"--data={tmp_path}/new.npz", "--anomaly=a", f"--out={tmp_path}/x.csv"]

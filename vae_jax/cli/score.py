@@ -13,6 +13,7 @@ import numpy as np
 from vae_jax import anomalies, build, progress
 from vae_jax.cli import console
 from vae_jax.cli.examples import Chosen, load, training
+from vae_jax.data import datasets
 from vae_jax.data.files import write_npz, write_whole
 from vae_jax.data.splits import text_of, value_of
 from vae_jax.errors import UserError
@@ -37,6 +38,8 @@ def score(options: Namespace) -> dict[str, Any]:
         trained = training(options, restored, options.num_train, advice)
     known = config.classes or (trained.labels if trained else None)
     unlikely = _anomalies(options.anomaly, chosen, known, name)
+    if unlikely and options.split in ("train", "all") and datasets.absolute(name) == config.dataset:
+        progress.say(f"{name}: the training examples are among those scored, so that AUROC flatters.")
 
     params = devices.place(params, devices.replicated(devices.make_mesh()))
     key = jax.random.key(options.seed)
