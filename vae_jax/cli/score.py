@@ -1,10 +1,8 @@
 """Score examples: how unlikely each one is under a trained VAE, and how well that tells anomalies from the rest."""
 
-import csv
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +12,8 @@ from vae_jax import anomalies, build, progress
 from vae_jax.cli import console
 from vae_jax.cli.examples import Chosen, load, training
 from vae_jax.data import datasets
-from vae_jax.data.files import write_npz, write_whole
+from vae_jax.data.csv_files import write_csv
+from vae_jax.data.files import write_npz
 from vae_jax.data.splits import text_of, value_of
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluate
@@ -65,7 +64,7 @@ def score(options: Namespace) -> dict[str, Any]:
         columns["share"] = anomalies.tail(reference[by], columns[by])
     if chosen.label is not None:
         columns["label"] = np.array(chosen.names)[chosen.label] if chosen.names else chosen.label
-    write = write_npz if options.out.suffix.lower() == ".npz" else _write_csv
+    write = write_npz if options.out.suffix.lower() == ".npz" else write_csv
     return {
         "out": console.write(options.out, lambda path: write(path, columns)),
         "num_examples": len(columns[by]),
@@ -125,18 +124,3 @@ def _anomalies(
         why, how = f"all examples have the label {shown}", "--data=FILE takes examples of several labels"
     progress.say(f"{name}: AUROC is left out, because {why}. {how}.")
     return None
-
-
-def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Write columns of one length. A number is the shortest text that its own type reads back as the same number."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(columns)
-            table.writerows(zip(*(map(str, column) for column in columns.values()), strict=True))
-
-    try:
-        write_whole(path, write)
-    except UnicodeEncodeError:
-        raise UserError(f"{path} cannot be written: a label holds half a character. Give --out=x.npz.") from None

@@ -232,7 +232,8 @@ def _fault(cell: str, is_label: bool, is_bool: bool) -> str:
 def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write columns [N], by name, as a .csv file with a header, whole or not at all. NaN becomes an empty cell.
 
-    Numbers have the fewest digits that read back equally, and whole numbers have no point.
+    Numbers have the fewest digits that read back equally, and whole numbers have no point. Raises UserError for text
+    that UTF-8 cannot hold.
     """
 
     def text(value: Any) -> str:
@@ -246,4 +247,7 @@ def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
             writer.writerow(columns)
             writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
 
-    write_whole(path, write)
+    try:
+        write_whole(path, write)
+    except UnicodeEncodeError:
+        raise UserError(f"{path} cannot be written: a text holds half a character. Give --out=x.npz.") from None
