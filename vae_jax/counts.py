@@ -45,7 +45,8 @@ def negative_binomial(shape: tuple[int, ...], *, shares: bool = False) -> Likeli
 
     shares: softmax(outputs over all elements) are shares, and m is the share times the total of the example itself, at
     least 1 (Lopez et al. 2018, doi:10.1038/s41592-018-0229-2, with the observed total as the library size). So the
-    likelihood is conditional on the total, and log_prob takes it from its value. A mean or a sample has no such value:
+    likelihood treats the total as known beforehand, and log_prob takes it from its value: it does not sum to 1 over all
+    x, and its figures compare with those of other likelihoods with shares only. A mean or a sample has no such value:
     it is for the average total of the training examples, which `params["log_total"]` keeps and no gradient changes. The
     output bias is the log of the shares of all training examples together, with the same half count.
     """

@@ -107,7 +107,14 @@ def main() -> None:
         np.savez(data, x_train=train, x_test=test)
         for i, (name, (given, settings)) in enumerate(ROWS.items()):
             f, each = with_latents(data, Path(folder, str(i)), settings, options.seed, options.num_samples)
-            row = (name, given, spread(each), spread(each - plain), f"{f['elbo']:,.1f}", f"{f['seconds']:.0f} s")
+            row = (
+                name,
+                given,
+                spread(each),
+                spread(each - plain) if given == "yes" else "",
+                f"{f['elbo']:,.1f}",
+                f"{f['seconds']:.0f} s",
+            )
             print(f"| {' | '.join(row)} |", flush=True)
 
 

@@ -216,7 +216,8 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     summary = summarize(result, options.num_samples)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
     likelihood = build.make_likelihood(config, data.shape)
-    if "nll" in summary and likelihood and (likelihood.num_levels or likelihood.whole) and not config.missing:
+    discrete = likelihood and (likelihood.num_levels or (likelihood.whole and likelihood.independent))
+    if "nll" in summary and discrete and not config.missing:
         summary["bits_per_dim"] = summary["nll"] / (log(2) * prod(data.shape))
     if result.log_px is not None:  # the posterior is not a point
         information = np.asarray(make_mutual_information(vae)(params, jax.random.fold_in(key, _INFORMATION), examples))

@@ -224,7 +224,7 @@ def check_counts(dataset: Dataset, config: Config, whole: bool) -> None:
         return  # its values were checked when it was read
     value = _off_levels(dataset, 2) if dataset.train.x.dtype == np.uint8 else _not_whole(dataset)
     if dataset.stream is not None and dataset.stream.rows.dtype.kind != "b":
-        value = dataset.stream.range[1]
+        value = value_range(dataset)[1]
     if value is None:
         return
     needs = f"likelihood {config.likelihood!r} is of counts" if whole else "integers is 'counts'"
