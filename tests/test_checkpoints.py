@@ -351,10 +351,10 @@ def test_weights_of_another_architecture_are_one_line(run_dir, config, data, say
 
 def test_a_model_that_this_version_cannot_build_names_run_json(run_dir):
     (run_dir / "run.json").unlink()
-    with runs._write_run(run_dir / "run.json", Config(likelihood="laplace", batch_size=4), DATA, {}):
+    with runs._write_run(run_dir / "run.json", Config(likelihood="cauchy", batch_size=4), DATA, {}):
         pass
     message = error(checkpoints.load, run_dir)
-    assert f"{run_dir / 'run.json'}: Unknown likelihood 'laplace'" in message
+    assert f"{run_dir / 'run.json'}: Unknown likelihood 'cauchy'" in message
 
 
 def test_the_optimiser_of_another_version_is_one_line(run_dir, vae):

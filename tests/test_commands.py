@@ -110,11 +110,12 @@ def test_conditional(vae, conditional_run, tmp_path, command):
 ENDINGS = {
     **{name: {".png"} for name in ("reconstruct", "interpolate", "traverse", "manifold")},
     **{
-        "sample": {".png", ".npz"},
+        "sample": {".png", ".npz", ".csv"},
         "encode": {".npz"},
         "export": {".zip"},
         "report": {".html"},
         "score": {".csv", ".npz"},
+        "impute": {".csv", ".npz"},
     },
 }
 

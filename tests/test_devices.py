@@ -33,7 +33,7 @@ from vae_jax.xla import devices
 from vae_jax.config import Config
 
 config = Config(batch_size=16, num_epochs=50, binarization="dynamic", **json.loads(sys.argv[1]))
-data, examples, *_ = inputs.load(config, None)
+_, data, examples, *_ = inputs.load(config, None)
 examples = jax.tree.map(lambda a: a[:160], examples)
 vae, objective = build.make_vae(config, data), build.make_objective(config)
 optimizer = build.make_optimizer(config, 10)

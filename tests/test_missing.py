@@ -198,6 +198,19 @@ def test_what_contradicts_missing_values_is_refused(run, train_py, refused, tmp_
     assert "Give --config.missing=true if NaN is a missing value" in message
 
 
+def test_a_column_without_values_changes_nothing(train, vae, tmp_path, no_pictures):
+    x = np.random.default_rng(0).random((100, 4)).astype(np.float32)
+    x[:, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    fields = {"likelihood": "gaussian_pixel", "missing": "true", "standardize": "true", "batch_size": 20}
+    record = train(tmp_path / "run", dataset=tmp_path / "x.npy", **fields)
+    assert np.isfinite(record["loss"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(load(tmp_path / "run").params))
+    vae("impute", tmp_path / "run", f"--data={tmp_path}/x.npy", "--num_samples=5", f"--out={tmp_path}/full.npz")
+    with np.load(tmp_path / "full.npz") as arrays:
+        assert np.all(np.isfinite(arrays["x"])) and np.array_equal(np.delete(arrays["x"], 2, 1), np.delete(x, 2, 1))
+
+
 def test_a_stream_with_gaps_has_their_range_and_trains(train, tmp_path, no_pictures):
     x = np.random.default_rng(0).random((200, 6)).astype(np.float32)
     x[np.random.default_rng(1).random(x.shape) < 0.5] = np.nan

@@ -247,6 +247,13 @@ def test_every_command_takes_a_mixed_table(run, table, vae):
         vae(command, run, *(["--num_samples=5"] if command == "report" else []))
 
 
+def test_a_mixed_table_is_scored(run, table, vae, tmp_path):
+    result = json.loads(vae("score", run, f"--data={table}", "--num_samples=20", f"--out={tmp_path}/s.csv"))
+    scores = read_table(tmp_path / "s.csv")
+    assert result["num_examples"] == len(scores.x) == 300 and scores.columns[:2] == ("log_px", "elbo")
+    assert np.all(np.isfinite(scores.x)) and 0.3 < scores.x[:, -1].mean() < 0.7  # the shares of the training rows
+
+
 def test_a_table_of_other_values_is_refused(run, refused, tmp_path):
     from vae_jax.__main__ import main
 

@@ -297,7 +297,7 @@ def test_gated_layers_have_half_the_outputs():
         ({"network": "mpl"}, {}, ("Unknown network 'mpl'", "Did you mean 'mlp'", "convolutional, mlp")),
         ({"network": "Network"}, {}, ("Unknown network 'Network'",)),
         ({"network": "_network"}, {}, ("Unknown network '_network'",)),
-        ({"likelihood": "bernouli"}, {}, ("Unknown likelihood 'bernouli'", "bernoulli", ", ".join(LIKELIHOODS))),
+        ({"likelihood": "bernouli"}, {}, ("Unknown likelihood 'bernouli'", "bernoulli", ", ".join(likelihoods.NAMES))),
         ({"posterior": "gaussian"}, {}, ("Unknown posterior 'gaussian'", ", ".join(POSTERIORS))),
         ({"prior": "normal"}, {}, ("Unknown prior 'normal'", ", ".join(PRIORS))),
         ({"network_options": {"width": 3}}, {}, ("network 'mlp' has no option 'width'", "decoder_activation")),

@@ -106,7 +106,7 @@ def test_members_differ(swept):
 def test_members_by_vmap_are_those_in_turn(swept):
     """An accelerator runs them by `jax.vmap`, a CPU in turn; any number of steps a call is one compilation."""
     members = [runs.read_run(run_dir)[0] for run_dir in members_of(swept.dir)]
-    data, examples, *_ = inputs.load(members[0], None)
+    _, data, examples, *_ = inputs.load(members[0], None)
     vae = build.make_vae(members[0], data)
     train = ensemble.make_train(vae, members[0], STEPS_PER_EPOCH, batched=True)
     with jax.numpy_dtype_promotion("standard"):

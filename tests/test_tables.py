@@ -406,8 +406,8 @@ def test_damaged_compressed_tables_are_refused(write, monkeypatch):
         if size > 1 << 20:
             raise ValueError(f"{what} {size} bytes, too much")
 
-    monkeypatch.setattr(tables, "check_memory", limited)
-    monkeypatch.setattr(tables, "MAX_RECORD", 1 << 16)
+    monkeypatch.setattr(csv_files, "check_memory", limited)
+    monkeypatch.setattr(csv_files, "MAX_RECORD", 1 << 16)
     bomb = gzip.compress(b"a\n1\n" + b"\n" * (8 << 20))  # empty lines take no memory, but time without end
     assert len(bomb) < 10_000 and "it expands to 1" in error(write(bomb, "t.csv.gz"))
 

@@ -113,6 +113,7 @@ def test_run_directory_describes_itself(digits_run):
         "names": [],
         "columns": [],
         "scaling": None,
+        "covariate_scaling": None,
     }
     assert run["versions"]["jax"] == jax.__version__ and run["versions"]["python"] == sys.version.split()[0]
 

@@ -29,7 +29,7 @@ def training(*, dataset, stream):
     from vae_jax.data import inputs
 
     config = replace(load_recipe(CONFIGS / "pytorch_example.py"), dataset=dataset, stream=stream, batch_size=128)
-    data, examples, *_ = inputs.load(config, None)
+    _, data, examples, *_ = inputs.load(config, None)
     vae, steps_per_epoch = build.make_vae(config, data), data.num_train // config.batch_size
     optimizer = build.make_optimizer(config, steps_per_epoch)
     one_step = update.make_update(vae, build.make_objective(config), optimizer, prepare=inputs.make_prepare(config))
