@@ -13,6 +13,8 @@ from conftest import ROOT, contents, one_line, train_flags
 from vae_jax.__main__ import main as vae_main
 from vae_jax.config import Config
 
+pytestmark = pytest.mark.robust
+
 COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "manifold", "encode", "evaluate", "score", "report")
 
 

@@ -15,6 +15,8 @@ from vae_jax.data.files import Reading
 from vae_jax.errors import UserError
 from vae_jax.run import metrics
 
+pytestmark = pytest.mark.robust
+
 COUNTS = Reading(counts=True)
 SIZES = {"hidden_sizes": 6, "latent_dim": 2, "batch_size": 20, "num_epochs": 2, "eval_epochs": 1}
 

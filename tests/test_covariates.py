@@ -16,6 +16,8 @@ from vae_jax.data import datasets
 from vae_jax.errors import UserError
 from vae_jax.run import metrics
 
+pytestmark = pytest.mark.robust
+
 SIZES = {"hidden_sizes": 6, "latent_dim": 2, "batch_size": 20, "num_epochs": 1}
 
 

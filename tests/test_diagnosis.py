@@ -18,6 +18,8 @@ from vae_jax.config import Config, digits, override
 from vae_jax.data.inputs import DataInfo
 from vae_jax.run import diagnosis
 
+pytestmark = pytest.mark.robust
+
 DATA = DataInfo((4,), (), (0.0, 1.0), 1000, 0, 50, "", None)
 GREY = jnp.full((50, 4), 0.5).at[:, 0].set(1)  # a share of 3/4 is grey
 BITS = jnp.eye(4)[jnp.arange(50) % 4]

@@ -22,6 +22,8 @@ from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.run import metrics
 
+pytestmark = pytest.mark.robust
+
 COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "encode", "evaluate", "score", "report", "export")
 
 PARTS = """

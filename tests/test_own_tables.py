@@ -11,6 +11,8 @@ from vae_jax.__main__ import main
 from vae_jax.cli import console
 from vae_jax.errors import UserError
 
+pytestmark = pytest.mark.robust
+
 HEADER = "weight,length,age,kind,place"
 
 

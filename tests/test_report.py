@@ -19,6 +19,8 @@ from vae_jax.config import Config, to_json
 from vae_jax.run import metrics, runs
 from vae_jax.show.report import _curves
 
+pytestmark = pytest.mark.robust
+
 VOID = {"meta", "link", "img", "source"}
 ALWAYS = ["Evaluation", "Learning curves", "Reconstructions", "Samples"]
 CHARTS = {"Learning curves": 3, "Posterior means": 1, "KL by latent dimension": 1}

@@ -25,6 +25,8 @@ from vae_jax.objectives import negative_elbo
 from vae_jax.run import checkpoints, loop, metrics, runs
 from vae_jax.update import init_state, make_stream_train, make_update
 
+pytestmark = pytest.mark.robust
+
 KEY = (3, 4)
 
 

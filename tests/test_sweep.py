@@ -27,6 +27,8 @@ from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.run import checkpoints, ensemble, loop, metrics, runs
 
+pytestmark = pytest.mark.robust
+
 # Everything that a member could get wrong: warm-up, cosine, rising beta, an average of the weights, fresh binarisation.
 # Smooth, because one rounding may decide whether a unit of ReLU is on, and what it decides is not small.
 FIELDS = TINY | {
