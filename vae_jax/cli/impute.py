@@ -26,7 +26,7 @@ def impute(options: Namespace) -> str:
     config, data, vae, params, _ = restored
     if not config.missing:
         raise UserError(
-            f"{options.run_dir} was trained without missing values. Train with --config.missing=true to impute them."
+            f"{options.run_dir} was trained without missing values. Train a run with --config.missing=true first."
         )
     csv = options.out.suffix == ".csv"
     if csv and (not (data.columns or inputs.is_mixed(config)) or options.draws):

@@ -397,11 +397,12 @@ def check_finite(count: int, first: list[int], ndim: int, source: str, may_miss:
     """
     if count:
         where = _place(first, ndim)
-        advice = "Give --config.missing=true if NaN is a missing value, or keep" if may_miss else "Keep"
+        keep = "keep the rows, of y too, where np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) is true."
         raise UserError(
             f"{source} holds NaN, infinite or too large values ({count}; the first in {where}), expected finite "
-            f"float32. {advice} the rows, of y too, where np.isfinite(np.float32(x)).reshape(len(x), -1).all(1) is "
-            "true."
+            "float32.",
+            f"Give --config.missing=true if NaN is a missing value, or {keep}" if may_miss else keep.capitalize(),
+            keep.capitalize(),
         )
 
 

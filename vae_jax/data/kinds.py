@@ -89,7 +89,9 @@ def _encoded(dataset: Dataset, i: int, kind: Any, x: np.ndarray, column: str) ->
         if unknown := [text for text in own if text not in names]:
             raise UserError(
                 f"{dataset.name}, column {column!r}, has the value {unknown[0]!r}; the kind {name} has "
-                f"{', '.join(names)[:300]}. Give a table of these values, or another kind."
+                f"{', '.join(names)[:300]}.",
+                "Give a table of these values, or another kind.",
+                "Give a table of these values.",
             )
         places = np.array([names.index(text) for text in own], np.float32)
         index = x[seen].astype(int) if texts else np.searchsorted(np.unique(x[seen]), x[seen])
@@ -98,8 +100,9 @@ def _encoded(dataset: Dataset, i: int, kind: Any, x: np.ndarray, column: str) ->
         return x
     if texts:
         raise UserError(
-            f"{dataset.name}, column {column!r}, is text ({texts[0]!r}); expected numbers for the kind {kind!r}. Give "
-            "a category, or leave the column out."
+            f"{dataset.name}, column {column!r}, is text ({texts[0]!r}); expected numbers for the kind {kind!r}.",
+            "Give a category as its kind, or leave the column out.",
+            "Give a table with numbers there.",
         )
     name, _, num = kind.partition(":")
     most = int(num) - 1 if num else np.inf
@@ -110,7 +113,9 @@ def _encoded(dataset: Dataset, i: int, kind: Any, x: np.ndarray, column: str) ->
         expected = {"positive": "numbers above 0", "count": "0, 1, 2, ..."}.get(name, f"0 to {most:g}")
         raise UserError(
             f"{dataset.name}, column {column!r}, has the value {_text(x[row])}; expected {expected} for the kind "
-            f"{kind!r}. Give another kind in likelihood_options."
+            f"{kind!r}.",
+            "Give another kind in likelihood_options.",
+            "Give a table with such numbers.",
         )
     return x
 
