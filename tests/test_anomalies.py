@@ -16,6 +16,8 @@ from vae_jax.core import Examples
 from vae_jax.data import datasets
 from vae_jax.evaluate import make_evaluate
 
+pytestmark = pytest.mark.robust
+
 # The functions.
 
 

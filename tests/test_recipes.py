@@ -16,7 +16,7 @@ from vae_jax.run import metrics
 
 # One of each kind in every run of the tests; runs on the digits and conditional ones are fixtures of conftest.py.
 # test_config.py traces the step of all.
-FAST = ("conv", "mnist_fast", "two_layers", "table", "photos", "missing", "counts", "anomaly")
+FAST = ("conv", "mnist_fast", "two_layers", "table", "missing")
 OWN_DATA = ("table", "photos", "missing", "counts", "anomaly")  # which their docstrings make
 RECIPES = mostly_slow(sorted((ROOT / "configs").rglob("*.py")), lambda path: path.stem in FAST)
 
