@@ -503,6 +503,7 @@ def test_a_conditional_vae_knows_the_classes_that_it_was_trained_on(vae, threes_
     vae("export", run, "--out", tmp_path / "vae.zip")
 
 
+@pytest.mark.robust
 def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run, train, tmp_path, refused, capsys):
     x, label, _ = datasets.load("digits").test
     known = np.isin(label, (3, 7))
@@ -525,6 +526,7 @@ def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run,
     assert "few.npz: examples of all its classes are taken; the VAE was trained on 3, 7" in capsys.readouterr().err
 
 
+@pytest.mark.robust
 def test_labels_far_apart_take_no_square_of_memory(train, vae, tmp_path):
     """A one-hot matrix of all numbers up to the largest of them, or an identity matrix, would take 40 GB and more."""
     x, label, _ = datasets.load("digits").train
@@ -558,6 +560,7 @@ def test_figures_that_are_not_finite_are_null(vae, digits_run, monkeypatch):
     assert vae("evaluate", digits_run) == '{"nll": null, "kl_by_dimension": [null, 1.0]}\n'
 
 
+@pytest.mark.robust
 def test_what_a_command_says_can_be_done_there(train, vae, refused, digits_run, vectors_run, tmp_path):
     """The commands that use a run have no flags of a config."""
     np.save(tmp_path / "unclear.npy", np.zeros((9, 4, 64, 3), np.float32))

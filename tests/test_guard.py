@@ -163,6 +163,7 @@ def test_a_run_that_is_lost_ends_in_one_line(train_py, train, tmp_path, capsys):
     assert train(tmp_path / "run", learning_rate=1e-3, optimizer="sgd", batch_size=10, num_epochs=1)["step"] == 150
 
 
+@pytest.mark.robust
 def test_a_run_that_learned_nothing_ends_so_and_its_advice_helps(train_py, train, tmp_path, no_pictures, capsys):
     x = np.random.default_rng(0).normal(500, 200, (100, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)

@@ -403,6 +403,7 @@ def test_memory_stays_flat_while_a_folder_is_decoded(tmp_path, no_cache):
 # a run
 
 
+@pytest.mark.robust
 def test_a_folder_trains_streams_and_knows_its_classes(train, classes, tmp_path, no_pictures, capsys):
     fields = {"dataset": classes, "image_size": 8, "batch_size": 4, "num_epochs": 1, "conditional": "true"}
     train(tmp_path / "run", likelihood="discretized_logistic", **fields)

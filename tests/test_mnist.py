@@ -13,6 +13,7 @@ from vae_jax.run import metrics, runs
 PREPARED = Path(os.environ.get("TFDS_DATA_DIR") or "?") / "mnist"
 
 
+@pytest.mark.robust
 @pytest.mark.skipif(not PREPARED.is_dir(), reason="TFDS_DATA_DIR does not name a folder with MNIST")
 def test_one_epoch_of_the_recipe_and_what_it_read(train, tmp_path):
     """One test, since the images are decoded once."""

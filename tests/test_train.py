@@ -244,6 +244,7 @@ def test_stopped_and_resumed_equals_unbroken(unbroken, stops, train, tmp_path, n
     assert_same_records(tmp_path, unbroken)
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("lost", ["record", "checkpoint"])
 def test_a_crash_between_record_and_checkpoint_leaves_no_trace(
     unbroken, lost, train, tmp_path, no_pictures, monkeypatch
@@ -278,6 +279,7 @@ def test_stopped_between_two_evaluations_without_an_average(train, tmp_path, no_
     assert [record["step"] for record in metrics.read(tmp_path / "broken")] == [30, 30, 60, 60]
 
 
+@pytest.mark.robust
 def test_a_crash_far_from_an_evaluation_loses_little(train, tmp_path, no_pictures, monkeypatch):
     fields = {"num_epochs": 4, "eval_epochs": 4}
     train(tmp_path / "unbroken", **fields)
@@ -299,6 +301,7 @@ def test_finished_run_stays_as_it_is(train, digits_run):
     assert contents(digits_run) == before
 
 
+@pytest.mark.robust
 def test_pictures_lost_to_a_crash_are_drawn_by_the_same_command(train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(views, "draw_run", lambda *_: 1 / 0)
@@ -318,6 +321,7 @@ def test_changed_config_is_refused_with_old_and_new(train, digits_run):
     assert contents(digits_run) == before
 
 
+@pytest.mark.robust
 def test_restart_moves_the_old_run_aside_intact(train, tmp_path, no_pictures, capsys):
     run_dir = tmp_path / "run"
     train(run_dir, num_epochs=1)
@@ -333,6 +337,7 @@ def test_restart_moves_the_old_run_aside_intact(train, tmp_path, no_pictures, ca
 # more epochs
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize(
     "fields",
     [{"schedule": "burda", "warmup_steps": 4}, pytest.param({"schedule": "constant"}, marks=pytest.mark.slow)],
@@ -350,6 +355,7 @@ def test_more_epochs_end_as_if_they_had_been_asked_for_at_once(fields, train, tm
     assert runs_json[0] == runs_json[1]
 
 
+@pytest.mark.robust
 def test_more_epochs_than_a_schedule_has_go_on_as_the_error_says(train, tmp_path, no_pictures):
     run_dir, fields = tmp_path / "run", {"schedule": "cosine", "batch_size": 500}
     train(run_dir, num_epochs=1, **fields)
@@ -367,6 +373,7 @@ def test_more_epochs_than_a_schedule_has_go_on_as_the_error_says(train, tmp_path
 STILL = {"optimizer": "sgd", "learning_rate": 1e-30, "ema_decay": 0}  # what it adds is lost in rounding
 
 
+@pytest.mark.robust
 def test_run_begins_with_the_averaged_weights_of_another(train, tmp_path, no_pictures, monkeypatch):
     train(tmp_path / "first", **DYNAMIC)
     monkeypatch.chdir(tmp_path)
@@ -504,6 +511,7 @@ def png_folder(folder):
     return folder / "images"
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize(
     ("make", "fields", "shape"),
     mostly_slow(
