@@ -41,6 +41,7 @@ def train(options: Namespace) -> tuple[dict[str, Any] | None, int]:
     num_steps = config.num_epochs * steps_per_epoch
     state, advance = loop.begin(config, vae, examples, steps_per_epoch, mesh)
     evaluate_held_out = evaluate.make_evaluate_objective(vae, build.make_evaluation_objective(config))
+    evaluate_held_out(state.averaged, jax.random.key(0), held_out, lambda batches: iter(batches[:1]))  # compiles
 
     def draw(_: int, params: Any, step: int, mean: Any, folder: Path) -> None:
         views.draw_run(folder, checkpoints.Restored(config, data, vae, params, step), held_out, label, mean)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,17 +39,27 @@ class Outcome(NamedTuple):
 def begin(
     config: Config, vae: VAE, examples: Examples | Stream, steps_per_epoch: int, mesh: Mesh
 ) -> tuple[TrainState, Callable[[TrainState, int], tuple[TrainState, Any]]]:
-    """Make the first state of a run, on all devices of `mesh`, and the function advance(state, count) for `train`."""
+    """Make the first state of a run, on all devices of `mesh`, and the function advance(state, count) for `train`.
+
+    The steps are compiled in a thread, beside all that is compiled before the first call of `advance`.
+    """
     init, one_step = build.make_training(config, vae, steps_per_epoch)
-    everywhere = devices.replicated(mesh)
+    everywhere, key = devices.replicated(mesh), jax.random.key(config.seed)
+    first = jax.jit(init, out_shardings=everywhere)
     if isinstance(examples, Stream):
-        steps = update.make_stream_train(one_step, config.batch_size, mesh)
-    else:
-        examples = devices.place(examples, everywhere)
-        many = update.make_train(one_step, config.batch_size, mesh)
-        steps = jax.jit(many, donate_argnums=0, out_shardings=everywhere)
-    state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), examples.x)
-    return state, lambda state, count: steps(state, examples, np.int32(count))
+        streamed = update.make_stream_train(one_step, config.batch_size, mesh)
+        return first(key, examples.x), lambda state, count: streamed(state, examples, np.int32(count))
+    examples = devices.place(examples, everywhere)
+    many = update.make_train(one_step, config.batch_size, mesh)
+    steps = jax.jit(many, donate_argnums=0, out_shardings=everywhere)
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), jax.eval_shape(init, key, examples.x)
+    )
+    lowered = steps.lower(shapes, examples, np.int32(0))
+    pool = ThreadPoolExecutor(1)
+    compiled = pool.submit(lowered.compile)
+    pool.shutdown(wait=False)
+    return first(key, examples.x), lambda state, count: compiled.result()(state, examples, np.int32(count))
 
 
 def train(
