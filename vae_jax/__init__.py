@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # The names that each module gives. __init__.pyi tells them to type checkers.
 _NAMES = {
     "annealing": ("annealed_log_weights",),
+    "bounds": ("negative_ciwae", "negative_miwae", "negative_piwae", "negative_renyi", "negative_thermodynamic"),
     "config": ("Config",),
     "core": ("Distribution", "Examples", "Likelihood", "VAE", "condition", "reparameterize"),
     "distributions": (
@@ -33,6 +34,7 @@ _NAMES = {
     "generate": ("reconstruct", "sample"),
     "networks": ("Network",),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),
+    "penalties": ("negative_capacity", "negative_dip", "negative_mmd", "negative_total_correlation"),
     "posteriors": ("Posterior",),
     "priors": ("Prior",),
     "run.checkpoints": ("load",),

@@ -3,6 +3,7 @@
 from vae_jax import (
     annealing as annealing,
     anomalies as anomalies,
+    bounds as bounds,
     build as build,
     config as config,
     core as core,
@@ -15,12 +16,20 @@ from vae_jax import (
     likelihoods as likelihoods,
     networks as networks,
     objectives as objectives,
+    penalties as penalties,
     posteriors as posteriors,
     priors as priors,
     update as update,
     vae as vae,
 )
 from vae_jax.annealing import annealed_log_weights as annealed_log_weights
+from vae_jax.bounds import (
+    negative_ciwae as negative_ciwae,
+    negative_miwae as negative_miwae,
+    negative_piwae as negative_piwae,
+    negative_renyi as negative_renyi,
+    negative_thermodynamic as negative_thermodynamic,
+)
 from vae_jax.config import Config as Config
 from vae_jax.core import (
     VAE as VAE,
@@ -61,6 +70,12 @@ from vae_jax.objectives import (
     log_weights as log_weights,
     negative_elbo as negative_elbo,
     negative_iwae as negative_iwae,
+)
+from vae_jax.penalties import (
+    negative_capacity as negative_capacity,
+    negative_dip as negative_dip,
+    negative_mmd as negative_mmd,
+    negative_total_correlation as negative_total_correlation,
 )
 from vae_jax.posteriors import Posterior as Posterior
 from vae_jax.priors import Prior as Prior

@@ -1,14 +1,12 @@
-"""Turns a config into functions: the VAE, the objective, the optimiser and the schedules."""
+"""Turns a config into functions: the VAE and the learning step."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from vae_jax import hierarchies, likelihoods, missing, names, networks, posteriors, priors, update
@@ -16,10 +14,14 @@ from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Likelihood, Params, condition, to_float
 from vae_jax.data.files import check_memory
 from vae_jax.data.inputs import DataInfo, make_prepare
-from vae_jax.distributions import kl_by_dimension
 from vae_jax.errors import UserError
+from vae_jax.losses import (
+    make_evaluation_objective as make_evaluation_objective,
+    make_objective,
+    split_loss as split_loss,
+)
 from vae_jax.names import make
-from vae_jax.objectives import elbo, negative_elbo, negative_iwae
+from vae_jax.objectives import elbo
 from vae_jax.optimizers import make_optimizer, make_schedules
 from vae_jax.update import Training
 from vae_jax.vae import Parts, join, standardized, standardized_context
@@ -43,9 +45,6 @@ MODEL_FIELDS = (
     *("likelihood", "likelihood_options", "posterior", "posterior_options", "prior", "prior_options"),
     *("hierarchy", "hierarchy_options"),
 )
-# The arguments of an objective that are fields of the config. An objective from outside gets those that it takes.
-WEIGHTS = ("alpha", "beta", "num_samples", "kl", "estimator", "free_bits")
-
 # The names in a line of metrics.jsonl that no metric of an objective may have.
 RESERVED = {"loss", "step", "epoch", "split", "skipped", "steps", "seconds", "examples_per_second", "active_units"}
 
@@ -87,7 +86,7 @@ def _check_traces(vae: VAE, config: Config, data: DataInfo) -> None:
 
 def check_objective(config: Config, vae: VAE, data: DataInfo) -> None:
     """Raise UserError if fields conflict, or if an objective from outside does not give a loss and metrics."""
-    objective, code = make_objective(config), names.outside(config)
+    objective, code = make_objective(config, data.num_train), names.outside(config)
     if not code:
         return
     with names.explained(*code.values()):
@@ -283,113 +282,22 @@ def _observed(config: Config, shape: tuple[int, ...]) -> Likelihood:
         ) from None
 
 
-def make_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective of `config`: (params, key, x, vae) -> (loss, metrics). Raises UserError if fields conflict."""
-    if ":" in config.objective:
-        return _objective_from_outside(config)
-    if config.objective_options:
-        raise UserError(
-            f"objective_options is {config.objective_options}, for an objective from outside; {config.objective!r} has "
-            f"the fields {', '.join(WEIGHTS)}. Set --config.beta, say."
-        )
-    if config.objective == "iwae":
-        weights = {"alpha": 1.0, "beta": 1.0, "beta_warmup_steps": 0, "free_bits": 0.0, "kl": "auto"}
-        for name, neutral in weights.items():
-            if getattr(config, name) != neutral:
-                raise UserError(
-                    f"{name} is {getattr(config, name)!r}, which objective 'iwae' does not use. Leave it out."
-                )
-        if config.estimator == "stl":
-            raise UserError("estimator 'stl' is biased for objective 'iwae'. Choose dreg, which is stl at K = 1.")
-        return partial(negative_iwae, num_samples=config.num_samples, estimator=config.estimator)
-    if config.estimator == "dreg":
-        raise UserError("estimator 'dreg' is only for objective 'iwae'. Choose stl for objective 'elbo'.")
-    if config.kl != "monte_carlo" and config.estimator == "stl":
-        raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form does not compute log q(z | x).")
-    if config.kl == "monte_carlo" and config.free_bits:
-        raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
-    gaussian = not config.hierarchy and config.prior == "standard_normal"
-    known = not {"vae", "posterior", "prior"} & names.outside(config).keys()  # else it is seen while tracing
-    if known and config.kl == "analytic" and not (gaussian and config.posterior in ("diagonal", "full_covariance")):
-        raise UserError(
-            "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy: no "
-            "other KL has a closed form here. Set --config.kl=auto for the closed form of the parts that have one."
-        )
-    if known and config.free_bits and not (gaussian and config.posterior == "diagonal"):
-        raise UserError(
-            f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
-            "the KL of each latent dimension in closed form. Set --config.free_bits=0."
-        )
-    return partial(
-        negative_elbo,
-        alpha=config.alpha,
-        beta=config.beta,
-        num_samples=config.num_samples,
-        kl=config.kl,
-        estimator=config.estimator,
-        free_bits=config.free_bits,
-    )
-
-
-def _objective_from_outside(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    function = names.find(config.objective)
-    taken = names.accepted(function, 4) if callable(function) else {}
-    for name in (*WEIGHTS, "beta_warmup_steps"):
-        argument, value = name.removesuffix("_warmup_steps"), getattr(config, name)
-        if taken is not None and argument not in taken and value != getattr(Config(), name):
-            raise UserError(f"{name} is {value!r}, and {config.objective} does not take {argument!r}. Leave it out.")
-    for option in config.objective_options:
-        if option in WEIGHTS or (taken is not None and option not in taken):
-            known = ", ".join((taken or {}).keys() - {*WEIGHTS}) or "none"
-            raise UserError(f"objective {config.objective} has no option {option!r}. Its options: {known}.")
-    weights = {name: getattr(config, name) for name in WEIGHTS if taken is not None and name in taken}
-    return partial(function, **weights, **config.objective_options)
-
-
-def make_evaluation_objective(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """The objective of `config`, used for its value on single examples. `split_loss` combines these values.
-
-    With free bits, which are defined on averages over examples, it also gives the KL of each latent dimension.
-    """
-    estimator = "pathwise" if config.estimator == "dreg" else config.estimator  # dreg has the same value
-    objective = make_objective(replace(config, estimator=estimator, free_bits=0.0))
-    if not config.free_bits or ":" in config.objective:
-        return objective
-
-    def with_dimensions(params: Params, key: Array, x: Array, vae: VAE, **weights: Any):
-        loss, metrics = objective(params, key, x, vae, **weights)
-        each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
-        return loss, metrics | {"kl_by_dimension": jnp.mean(each, 0)}
-
-    return with_dimensions
-
-
-def split_loss(config: Config, values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The loss and the metrics of a split, from what the objective of `make_evaluation_objective` gives per example.
-
-    values: [N] each, and with free bits also `kl_by_dimension`, [N, L]. The results are averages over the split, except
-    the KL in a loss with free bits: it is sum_d max(KL_d, free_bits), where KL_d is averaged over the whole split. In
-    training, KL_d is averaged over a batch.
-    """
-    with np.errstate(invalid="ignore"):  # a mean of infinities of both signs
-        means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
-    if "kl_by_dimension" in means:
-        each = means.pop("kl_by_dimension")
-        means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
-    return {name: float(value) for name, value in means.items()}
-
-
 def make_training(
     config: Config,
     vae: VAE,
     steps_per_epoch: int,
     learning_rate: Array | float | None = None,
     beta: Array | float | None = None,
+    *,
+    num_examples: int | None = None,
 ) -> Training:
-    """The functions for the first state and a learning step. learning_rate, beta: see the next two functions."""
+    """The functions for the first state and a learning step.
+
+    learning_rate, beta: see `make_optimizer` and `make_schedules`. num_examples: see `make_objective`.
+    """
     return update.make_training(
         vae,
-        make_objective(config),
+        make_objective(config, num_examples),
         make_optimizer(config, steps_per_epoch, learning_rate),
         prepare=make_prepare(config),
         ema_decay=config.ema_decay,

@@ -105,12 +105,14 @@ class Config:
     hierarchy_options: dict[str, Any] = _setting({}, "Further arguments of the hierarchy, as JSON.")
     output_bias: bool = _setting(True, "The decoder's last bias starts at the mean, or at the levels, of the data.")
     objective: str = _setting("elbo",
-        "What training maximises: the ELBO, or the bound of num_samples importance weights.",
-        ("elbo", "iwae"))
-    objective_options: dict[str, Any] = _setting({}, "Further arguments of an objective of your own, as JSON.")
+        "What training maximises: the ELBO, a bound of num_samples importance weights (iwae to thermodynamic), or an "
+        "ELBO with another penalty on q(z|x) (capacity to dip).",
+        ("elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "thermodynamic", "capacity", "total_correlation", "mmd",
+         "dip"))
+    objective_options: dict[str, Any] = _setting({}, "Further arguments of the objective, as JSON.")
     estimator: str = _setting("pathwise",
-        "The estimator of the gradient. stl (sticking the landing) is for elbo, dreg (doubly reparameterised) for "
-        "iwae.", ("pathwise", "stl", "dreg"))
+        "The estimator of the gradient. stl (sticking the landing) is for elbo, mmd and dip, dreg (doubly "
+        "reparameterised) for iwae, covariance for thermodynamic.", ("pathwise", "stl", "dreg", "covariance"))
     free_bits: float = _setting(0.0,
         "Free bits: each latent dimension's KL counts as at least this many nats in the loss.")
     kl: str = _setting("auto",

@@ -108,36 +108,46 @@ def negative_iwae(
     """
     if estimator not in ("pathwise", "dreg"):
         raise ValueError(f"The importance-weighted bound has no estimator {estimator!r}. Choose: pathwise, dreg.")
-    z = checks.posterior(vae, params, x).sample(key, (_positive(num_samples),))
     if estimator == "pathwise":
-        log_likelihood, log_w = _log_weights(params, params, x, vae, z)
+        log_likelihood, log_w, _ = sampled_weights(params, key, x, vae, num_samples=num_samples)
         bound = jnp.mean(importance_bound(log_w))
     else:
+        z = checks.posterior(vae, params, x).sample(key, (_positive(num_samples),))
         fixed = jax.lax.stop_gradient((params, z))
-        (log_likelihood, log_w), pull = jax.vjp(lambda p, z: _log_weights(p, fixed[0], x, vae, z), *fixed)
+        (log_likelihood, log_w), pull = jax.vjp(lambda p, z: weights_at(p, fixed[0], x, vae, z), *fixed)
         w = jax.nn.softmax(log_w, 0)
         grad_params, grad_z = pull((jnp.zeros_like(w), w))
         grad_z = jax.tree.map(lambda g: g * w.reshape(*w.shape, *(1,) * (g.ndim - w.ndim)), grad_z)
         # `linear`, minus its own value, adds 0 to the bound and the wanted gradient to its gradient.
         linear = _dot(grad_params, params) + _dot(grad_z, z)
         bound = jnp.mean(importance_bound(log_w)) + (linear - jax.lax.stop_gradient(linear)) / w.shape[1]
-    metrics = {
+    return -bound, weight_metrics(log_likelihood, log_w)
+
+
+def weight_metrics(log_likelihood: Array, log_w: Array) -> dict[str, Array]:
+    """The ELBO and its terms, averaged over samples and examples, of log p(x | z) and log w, [K, B] each."""
+    return {
         "elbo": jnp.mean(log_w),
         "log_likelihood": jnp.mean(log_likelihood),
         "kl": jnp.mean(log_likelihood - log_w),
     }
-    return -bound, metrics
 
 
 def log_weights(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> Array:
     """log p(x, z_k) - log q(z_k | x) at z_1 .. z_K ~ q(z | x): [K, B], in nats."""
-    return weighted_latents(params, key, x, vae, num_samples=num_samples)[1]
+    return sampled_weights(params, key, x, vae, num_samples=num_samples)[1]
 
 
 def weighted_latents(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> tuple[Any, Array]:
     """z_1 .. z_K ~ q(z | x), [K, B, ...], and their `log_weights`, [K, B]."""
+    _, log_w, z = sampled_weights(params, key, x, vae, num_samples=num_samples)
+    return z, log_w
+
+
+def sampled_weights(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> tuple[Array, Array, Any]:
+    """log p(x | z_k), the `log_weights`, [K, B] each, and z_1 .. z_K ~ q(z | x), [K, B, ...]."""
     z = checks.posterior(vae, params, x).sample(key, (_positive(num_samples),))
-    return z, _log_weights(params, params, x, vae, z)[1]
+    return *weights_at(params, params, x, vae, z), z
 
 
 def importance_bound(log_w: Array) -> Array:
@@ -148,7 +158,7 @@ def importance_bound(log_w: Array) -> Array:
     return jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
 
 
-def _log_weights(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -> tuple[Array, Array]:
+def weights_at(params: Params, q_params: Params, x: Array, vae: VAE, z: Any) -> tuple[Array, Array]:
     """log p(x | z) and log p(x, z) - log q(z | x), [K, B] each, at z [K, B, ...]. q_params: the parameters of q."""
     q, p, batch = vae.encode(q_params, x), checks.prior(vae, params), checks.batch_shape(x)
 

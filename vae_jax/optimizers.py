@@ -46,10 +46,14 @@ def _optimizer_function(name: str) -> Callable[..., optax.GradientTransformation
 
 
 def make_schedules(config: Config, beta: Array | float | None = None) -> dict[str, optax.Schedule]:
-    """The objective's arguments that change over the steps: `beta`, which may rise from 0 (Bowman et al. 2016).
+    """The objective's arguments that change over the steps: `beta`, or `capacity`, which may rise from 0.
 
+    See Bowman et al. 2016 for beta, and Burgess et al. 2018 for the capacity.
     beta: its final value, in place of the config's; it may be traced.
     """
+    options = config.objective_options
+    if config.objective == "capacity" and "capacity_warmup_steps" in options:
+        return {"capacity": optax.linear_schedule(0.0, options["capacity"], options["capacity_warmup_steps"])}
     if config.beta_warmup_steps:
         return {"beta": optax.linear_schedule(0.0, config.beta if beta is None else beta, config.beta_warmup_steps)}
     return {} if beta is None else {"beta": optax.constant_schedule(beta)}

@@ -48,7 +48,10 @@ def make_train(vae: VAE, config: Config, steps_per_epoch: int, *, batched: bool 
         batched = jax.default_backend() != "cpu"
 
     def one(state: TrainState, varied: Varied, examples: Examples, num_steps: Array):
-        _, update_one = build.make_training(config, vae, steps_per_epoch, varied.learning_rate, varied.beta)
+        num_examples = examples.x.shape[0]
+        _, update_one = build.make_training(
+            config, vae, steps_per_epoch, varied.learning_rate, varied.beta, num_examples=num_examples
+        )
         return update.make_train(update_one, config.batch_size)(state, examples, num_steps)
 
     def at_once(states: TrainState, varied: Varied, examples: Examples, num_steps: Array):

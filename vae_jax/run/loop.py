@@ -43,7 +43,8 @@ def begin(
 
     The steps are compiled in a thread, beside all that is compiled before the first call of `advance`.
     """
-    init, one_step = build.make_training(config, vae, steps_per_epoch)
+    num_examples = examples.num_examples if isinstance(examples, Stream) else len(examples.x)
+    init, one_step = build.make_training(config, vae, steps_per_epoch, num_examples=num_examples)
     everywhere, key = devices.replicated(mesh), jax.random.key(config.seed)
     first = jax.jit(init, out_shardings=everywhere)
     if isinstance(examples, Stream):
