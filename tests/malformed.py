@@ -120,7 +120,7 @@ FLAGS = {
     "free bits of a mixture": (["prior=mixture", "free_bits=0.1"], ["free_bits is 0.1", "prior=standard_normal"]),
     "free bits of a full covariance": (["posterior=full_covariance", "free_bits=1"], ["posterior=diagonal"]),
     "free bits from samples": (["kl=monte_carlo", "free_bits=1"], ["free_bits needs --config.kl=auto"]),
-    "dreg of the ELBO": (["estimator=dreg"], ["estimator 'dreg' is only for objective 'iwae'. Choose stl"]),
+    "dreg of the ELBO": (["estimator=dreg"], ["estimator 'dreg' is only for objective 'iwae', not 'elbo'. Choose stl"]),
     "stl of the IWAE": (["objective=iwae", "estimator=stl"], ["estimator 'stl' is biased", "Choose dreg"]),
     "stl of a closed form": (["estimator=stl"], ["needs --config.kl=monte_carlo"]),
     "unknown estimator": (["estimator=reinforce"], ["Unknown estimator 'reinforce'", "pathwise, stl, dreg"]),

@@ -1,5 +1,9 @@
 """Every objective that a config can name trains, resumes and is swept, and contradictions are refused."""
 
+import json
+import re
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,10 +169,33 @@ def test_penalties_need_one_latent_with_the_standard_normal_prior(name, fields):
     assert "prior=standard_normal and no hierarchy" in refused({"objective": name} | NEEDS[name] | fields)
 
 
+def traced(config, dtype):
+    """The types of the loss, the metrics and the gradient of a model of `dtype`."""
+    data = DataInfo((6,), (), (0.0, 1.0), 20, 0, 8, "", None)
+    config = replace(config, hidden_sizes=(4,), latent_dim=2, batch_size=4)
+    vae, objective = build.make_vae(config, data), make_objective(config, num_examples=20)
+    shapes = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((4, 6), "float32"))
+    x = jax.ShapeDtypeStruct((4, 6), dtype)
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), shapes)
+    grad = jax.value_and_grad(objective, has_aux=True)
+    found = jax.eval_shape(lambda p, key, x: grad(p, key, x, vae), params, jax.random.key(0), x)
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(found)}
+
+
 @pytest.mark.parametrize("name", losses.WEIGHTED)
 def test_importance_weights_take_any_model_with_a_density(name):
-    make_objective(config_of(name, hierarchy="markov", prior="real_nvp", posterior="flow"))
+    """Also a latent of two parts, and a posterior without a closed form."""
+    model = {"hierarchy": "markov", "prior": "real_nvp", "posterior": "flow"}
+    estimators = {"pathwise", losses.ESTIMATORS.get(name, "pathwise")}
+    assert all(traced(config_of(name, **model, estimator=e), "float32") == {"float32"} for e in estimators)
     assert "has no density" in refused({"objective": name} | NEEDS[name] | {"posterior": "delta"})
+
+
+@every
+def test_its_type_is_that_of_the_model_in_64_bit_mode(name):
+    with jax.enable_x64(True):
+        for dtype in ("float32", "float64"):
+            assert traced(config_of(name), dtype) == {dtype}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +207,7 @@ def test_importance_weights_take_any_model_with_a_density(name):
         ({"objective": "mmd"}, "needs the option weight"),
         ({"objective": "dip"}, "needs the option off_diagonal"),
         ({"objective": "thermodynamic"}, "expected either num_points and smallest"),
-        ({"objective": "thermodynamic", "objective_options": {"points": 3}}, "objective 'thermodynamic'"),
+        ({"objective": "thermodynamic", "objective_options": {"points": 3}}, "expected numbers, such as"),
         ({"objective": "miwae", "objective_options": {"num_groups": 0}}, "positive whole numbers"),
         ({"objective": "miwae", "objective_options": {"num_groups": "2"}}, "expected a whole number"),
         ({"objective": "renyi", "objective_options": {"order": True}}, "expected a number"),
@@ -195,7 +222,7 @@ def test_importance_weights_take_any_model_with_a_density(name):
         ({"objective": "elbo", "objective_options": {"beta": 1}}, "Set --config.beta"),
         ({"objective": "iwae", "estimator": "stl", "kl": "monte_carlo"}, "biased"),
         (COVARIANCE | {"num_samples": 1}, "Set --config.num_samples=2"),
-        ({"objective": "elbo", "estimator": "covariance"}, "Choose pathwise or stl"),
+        ({"objective": "elbo", "estimator": "covariance"}, "Choose stl or pathwise"),
         ({"objective": "miwae", "objective_options": {"num_groups": 2}, "estimator": "stl"}, "Choose pathwise."),
         (
             {"objective": "dip", "objective_options": {"off_diagonal": 1, "diagonal": 1, "kind": "iii"}},
@@ -208,10 +235,11 @@ def test_options_that_are_missing_or_wrong_are_refused(fields, part):
     assert part in refused(fields)
 
 
-def test_advice_to_give_an_option_works():
-    message = refused({"objective": "renyi"})
-    assert override(Config(objective="renyi"), {"objective_options": '{"order": 0.5}'}).objective_options
-    assert """--config.objective_options='{"order": ...}'""" in message
+@pytest.mark.parametrize("name", ("miwae", "piwae", "ciwae", "renyi", "capacity", "mmd", "dip"))
+def test_advice_to_give_options_works(name):
+    (options,) = re.findall(r"--config.objective_options='(.*)', say", refused({"objective": name}))
+    make_objective(override(Config(objective=name), {"objective_options": options}))
+    assert json.loads(options).keys() == NEEDS[name]["objective_options"].keys() - {"capacity_warmup_steps"}
 
 
 def test_the_covariance_estimator_is_evaluated_as_the_bound(mlp):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import mostly_slow
 from helpers import assert_within_errors, jit, members
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from vae_jax import build, posteriors, priors
 from vae_jax.annealing import annealed_log_weights
+from vae_jax.bounds import renyi_bound, thermodynamic_bound
 from vae_jax.config import Config
 from vae_jax.data.inputs import DataInfo
 from vae_jax.distributions import kl_divergence
@@ -153,6 +154,22 @@ def test_the_terms_of_the_elbo_are_integrals(prior, posterior, latent_dim):
     assert_within_errors(f.log_w, f.elbo)
     error = 5 * f.kl.std(0) / np.sqrt(NUM_SAMPLES) + 1e-5
     assert np.all(np.abs(f.kl.mean(0) - f.integrate(f.log_q, f.log_q - f.log_prior)) < error)
+
+
+@every
+def test_the_renyi_and_thermodynamic_bounds_of_many_samples_are_integrals(prior, posterior, latent_dim):
+    f = figures(prior, posterior, latent_dim)
+    on_grid, log_w = f.log_prior + f.log_likelihood - f.log_q, jnp.asarray(f.log_w, jnp.float32)
+    exact = 2 * np.log(f.integrate(f.log_q + 0.5 * on_grid))
+    power = np.exp(0.5 * (f.log_w - exact))
+    assert_within_errors(power, 1)
+    np.testing.assert_allclose(renyi_bound(log_w, 0.5), exact + 2 * np.log(power.mean(0)), rtol=1e-5)
+
+    points = [0.0, 0.2, 0.5]
+    means = [np.sum(softmax(f.log_q + point * on_grid, 0) * on_grid, 0) for point in points]
+    blocks = jax.jit(jax.vmap(lambda block: thermodynamic_bound(block, points)))(log_w.reshape(10, -1, len(X)))
+    error = 5 * np.std(blocks, axis=0) / 10**0.5 + 0.01  # each block has a bias too
+    assert np.all(np.abs(np.mean(blocks, axis=0) - np.dot([0.2, 0.3, 0.5], means)) < error)
 
 
 @every

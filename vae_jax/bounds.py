@@ -24,7 +24,8 @@ def negative_miwae(params: Params, key: Array, x: Array, vae: VAE, *, num_groups
     """MIWAE(M, K): the average of M = `num_groups` importance bounds of K = `num_samples` weights each.
 
     Of M K weights, the encoder's gradient has a higher ratio of signal to noise than that of one bound of all of them.
-    See Rainforth et al. 2018 (arXiv:1802.04537), section 5. M = 1 is the IWAE, and K = 1 the ELBO of M samples.
+    See Rainforth et al. 2018 (arXiv:1802.04537), section 5. M = 1 is the IWAE, and K = 1 the ELBO of M samples. The
+    MIWAE of missing values is another one: it is the IWAE of p of the observed values.
     """
     log_likelihood, log_w, _ = sampled_weights(params, key, x, vae, num_samples=num_groups * num_samples)
     return -jnp.mean(grouped_bound(log_w, num_groups)), weight_metrics(log_likelihood, log_w)

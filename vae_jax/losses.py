@@ -1,6 +1,7 @@
 """Turns a config into the objective, what training minimises, and into the value of this objective on a split."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,9 @@ ESTIMATORS = {"iwae": "dreg", "thermodynamic": "covariance", "elbo": "stl", "mmd
 AGGREGATE = ("total_correlation", "mmd", "dip")  # of the aggregate posterior, and so no average over examples
 # The arguments of an objective that are fields of the config. An objective from outside gets those that it takes.
 WEIGHTS = ("alpha", "beta", "num_samples", "kl", "estimator", "free_bits")
+# Values of the options that have no default, for advice.
+EXAMPLES = {"num_groups": 8, "elbo_weight": 0.05, "order": 0.5, "gamma": 100, "capacity": 25, "weight": 100}
+EXAMPLES |= {"off_diagonal": 10, "diagonal": 10}
 MAX_CODES = 10_000  # of a split, at which the aggregate posterior is evaluated
 
 
@@ -92,17 +96,22 @@ def _options(config: Config) -> dict[str, Any]:
             raise UserError(f"objective {name!r}: {option} is {value}; expected {least}.")
         if option == "elbo_weight" and value > 1:
             raise UserError(f"objective {name!r}: elbo_weight is {value}; expected a number from 0 to 1.")
+        if option == "points" and not (
+            isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+        ):
+            raise UserError(f"objective {name!r}: points is {value!r}; expected numbers, such as [0, 0.1, 0.3].")
         if option == "kind" and value not in penalties.KINDS:
             raise UserError(f"objective {name!r}: kind is {value!r}; expected {' or '.join(penalties.KINDS)}.")
     if missing := [option for option, p in known.items() if p.default is p.empty and option not in options]:
-        given = f'{{"{missing[0]}": ...}}'
+        given = json.dumps(options | {option: EXAMPLES[option] for option in missing})
         raise UserError(
-            f"objective {name!r} needs the option {missing[0]}. Give it: --config.objective_options='{given}'."
+            f"objective {name!r} needs the option {' and '.join(missing)}. Give "
+            f"--config.objective_options='{given}', say."
         )
     if name == "thermodynamic":
         try:
             bounds.partition(**options)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"objective {name!r}: {error}") from None
     options.pop("capacity_warmup_steps", None)
     return options
@@ -110,10 +119,12 @@ def _options(config: Config) -> dict[str, Any]:
 
 def _check_estimator(config: Config) -> None:
     name, estimator = config.objective, config.estimator
+    if (name, estimator) == ("iwae", "stl"):
+        raise UserError("estimator 'stl' is biased for objective 'iwae'. Choose dreg, which is stl at K = 1.")
     if estimator not in ("pathwise", ESTIMATORS.get(name)):
-        known = " or ".join(["pathwise", *([ESTIMATORS[name]] if name in ESTIMATORS else [])])
-        biased = ", for which it is biased" if (name, estimator) == ("iwae", "stl") else ""
-        raise UserError(f"estimator {estimator!r} is not for objective {name!r}{biased}. Choose {known}.")
+        owners = ", ".join(repr(owner) for owner, own in ESTIMATORS.items() if own == estimator)
+        known = " or ".join([*([ESTIMATORS[name]] if name in ESTIMATORS else []), "pathwise"])
+        raise UserError(f"estimator {estimator!r} is only for objective {owners}, not {name!r}. Choose {known}.")
     if config.kl != "monte_carlo" and estimator == "stl":
         raise UserError("estimator 'stl' needs --config.kl=monte_carlo: a closed form does not compute log q(z | x).")
     if estimator == "covariance" and config.num_samples < 2:
