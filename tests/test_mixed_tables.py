@@ -92,6 +92,20 @@ def test_a_table_is_imputed_with_names(run, table, vae, tmp_path):
     seen = ~np.isnan(own.x)
     np.testing.assert_allclose(full.x[seen], own.x[seen], rtol=1e-5)
     assert full.texts == own.texts and not np.isnan(full.x).any()
+    vae("impute", run, f"--data={table}", "--num_samples=200", f"--out={tmp_path}/full.npz")
+    np.testing.assert_allclose(full.x[:, 2], np.load(tmp_path / "full.npz")["x"][:, 2], rtol=1e-6)  # not rounded down
+
+
+def test_an_array_has_the_columns_of_the_training(run, refused, tmp_path):
+    from vae_jax.__main__ import main
+
+    np.save(tmp_path / "x.npy", [[180.0, 3, 2, 500], [170, 2, 2, 400]])
+    line = refused_line(refused, main, ["evaluate", run, f"--data={tmp_path}/x.npy"])
+    assert "has examples of shape (4,); expected a table in memory with the columns kind, height" in line
+    columns = {"height": "real", "visits": "count", "grade": "ordinal:4", "income": "positive"}
+    config = Config(likelihood="mixed", likelihood_options={"columns": columns})
+    dataset = datasets.load_whole(str(tmp_path / "x.npy"), datasets.PLAIN._replace(texts=True))
+    assert kinds.encode(dataset, config).test.x.tolist() == [[180, 3, 2, 500], [170, 2, 2, 400]]
 
 
 def test_every_command_takes_a_mixed_table(run, table, vae):
@@ -141,6 +155,10 @@ def test_a_table_of_other_values_is_refused(run, refused, tmp_path):
         ("a,b\nx,1.5\ny,2\n", {"b": "count"}, "has the value 1.5; expected 0, 1, 2, ..."),
         ("a,b\nx,1\ny,2\n", {"b": "kind"}, "column 'b' has the kind 'kind'; expected real, positive"),
         ("a,b\nx,1\ny,\n", {}, "1 missing or infinite value"),
+        ("a,b\nx,1.5\ny,?\nx,2\n", {}, "Column 'b' holds numbers and the text '?'; expected one of them. Write"),
+        ('a,b\nx,"1,234.5"\ny,"2,000"\n', {}, "Column 'b' holds numbers and the text '1,234.5'"),
+        ("a,b\nx,10%\ny,5%\n", {}, "Column 'b' holds numbers and the text '10%'"),
+        ("a,b\n" + "".join(f"p{i},1.5\n" for i in range(30)), {}, "'a' has 30 different texts in 30 rows, as ids"),
     ],
 )
 def test_kinds_that_do_not_suit_a_table_are_refused(text, columns, words, refused, train_py, tmp_path):
@@ -165,6 +183,34 @@ def test_too_many_texts_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"name {i},1\n" for i in range(1500)))
     dataset = datasets.load(tmp_path / "t.csv", how=datasets.PLAIN._replace(texts=True))
     with pytest.raises(UserError, match="has 1500 different texts; expected at most 1000"):
+        kinds.resolve(Config(likelihood="mixed"), dataset)
+
+
+def test_a_kind_that_an_error_advises_is_taken(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"p{i},{'?' if i % 9 == 0 else i / 7}\n" for i in range(30)))
+    dataset = datasets.load(tmp_path / "t.csv", how=datasets.PLAIN._replace(texts=True))
+    options: dict = {"columns": {}}
+    for name in "ab":
+        with pytest.raises(UserError, match=f"Column '{name}'") as error:
+            kinds.resolve(Config(likelihood="mixed", likelihood_options=options), dataset)
+        advised = json.loads(str(error.value).split("'{")[1].split("}'")[0].join("{}"))
+        options["columns"] |= advised["columns"]
+    found = kinds.resolve(Config(likelihood="mixed", likelihood_options=options), dataset).likelihood_options["columns"]
+    assert len(found["a"]["category"]) == 30 and "?" in found["b"]["category"]
+
+
+def test_large_whole_numbers_are_not_guessed_to_be_counts(tmp_path):
+    rows = [(i % 100, 1990 + i, 1000 * (i + 1), 300 * (i % 2)) for i in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["age,year,income,zero", *(",".join(map(str, row)) for row in rows)]))
+    dataset = datasets.load(tmp_path / "t.csv", how=datasets.PLAIN._replace(texts=True))
+    columns = kinds.resolve(Config(likelihood="mixed"), dataset).likelihood_options["columns"]
+    assert columns == {"age": "count", "year": "real", "income": "positive", "zero": "real"}
+
+
+def test_a_column_without_values_has_no_kind(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1.5,\n2.5,NA\n")
+    dataset = datasets.load(tmp_path / "t.csv", how=datasets.PLAIN._replace(texts=True, missing=True))
+    with pytest.raises(UserError, match="Column 'b' has no values: all are missing. Leave it out"):
         kinds.resolve(Config(likelihood="mixed"), dataset)
 
 

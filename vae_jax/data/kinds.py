@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 
 from vae_jax import progress
 from vae_jax.config import Config
+from vae_jax.data.columns import is_number
 from vae_jax.data.splits import Dataset, Split
 from vae_jax.errors import UserError
 
 MAX_VALUES = 1000  # of a column of text: each one is an output of the decoder
+MOST_DIFFERENT = 20  # texts, above which most rows of a category must share theirs with another row
+LARGEST_COUNT = 255  # of a guess: beside larger numbers the standard deviation of a Poisson, their root, is small
 SPREAD = 10  # from such a ratio of the largest to the smallest on, positive numbers are taken as log-normal
 _LISTED = 5  # names in a line
 
@@ -22,9 +26,10 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     """The config of a `mixed` likelihood with a kind for every column of the data, in the data's order.
 
     likelihood_options holds those that are given, as `mixed.mixed` has them. The others are guessed, and a line of the
-    log says so: text, true and false, and 0 and 1 are a category; other whole numbers from 0 on are counts; positive
+    log says so: text, true and false, and 0 and 1 are a category; other whole numbers from 0 to 255 are counts; positive
     numbers are `positive` if the largest is at least 10 times the smallest; all others are `real`. Values of a category
-    that are not 0 .. K - 1 are given by their names. Raises UserError if a kind does not suit its column.
+    that are not 0 .. K - 1 are given by their names. Raises UserError if a kind does not suit its column, and for text
+    that is hardly a category: numbers beside a few words, or a text of its own in most rows.
     """
     given = config.likelihood_options.get("columns", {})
     if not isinstance(given, Mapping):
@@ -38,7 +43,10 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     found: dict[str, Any] = {}
     for i, name in enumerate(columns):
         values, texts = _values(dataset, i), dataset.texts[i] if dataset.texts else ()
-        found[name] = _with_names(name, given[name], values, texts) if name in given else _guess(name, values, texts)
+        if name in given:
+            found[name] = _with_names(name, given[name], values, texts)
+        else:
+            found[name] = _guess(name, values, texts, _num_rows(dataset, i))
     guessed = {name: kind for name, kind in found.items() if name not in given}
     if guessed:
         shown = ", ".join(f"{name} {_short(kind)}" for name, kind in [*guessed.items()][:30])
@@ -55,7 +63,13 @@ def encode(dataset: Dataset, config: Config) -> Dataset:
 
     Raises UserError, which names the column, for a value that its kind does not have.
     """
-    columns, kinds = _names(dataset), config.likelihood_options["columns"]
+    kinds = config.likelihood_options["columns"]
+    columns = _names(dataset) if dataset.columns else tuple(kinds)  # an array has those of the training, in their order
+    if len(dataset.train.x.shape) != 2 or dataset.train.x.shape[1] != len(columns) or dataset.stream is not None:
+        raise UserError(
+            f"{dataset.name} has examples of shape {dataset.train.x.shape[1:]}; expected a table in memory with the "
+            f"columns {', '.join(kinds)[:300]}. Give such a table."
+        )
 
     def of(split: Split) -> Split:
         x = np.array(split.x, np.float32)
@@ -68,14 +82,18 @@ def encode(dataset: Dataset, config: Config) -> Dataset:
 
 
 def decode(x: np.ndarray, config: Config) -> dict[str, np.ndarray]:
-    """The columns of x [N, D] by their names, with the types of their kinds: names of a category, whole counts."""
+    """The columns of x [N, D] by their names, with the types of their kinds, such as the names of a category.
+
+    Counts are whole numbers, unless one of them is an expectation with a fraction.
+    """
     columns = {}
     for column, (name, kind) in zip(x.T, config.likelihood_options["columns"].items(), strict=True):
         if isinstance(kind, Mapping):
             (names,) = kind.values()
             columns[name] = np.array(names)[column.astype(int)]
         else:
-            columns[name] = column if kind in ("real", "positive") else column.astype(np.int64)
+            is_whole = kind not in ("real", "positive") and np.all(column == np.floor(column))
+            columns[name] = column.astype(np.int64) if is_whole else column
     return columns
 
 
@@ -120,12 +138,14 @@ def _encoded(dataset: Dataset, i: int, kind: Any, x: np.ndarray, column: str) ->
     return x
 
 
-def _guess(name: str, values: np.ndarray, texts: Sequence[str]) -> Any:
+def _guess(name: str, values: np.ndarray, texts: Sequence[str], num_rows: int) -> Any:
+    if not len(values):
+        raise UserError(f"Column {name!r} has no values: all are missing. Leave it out of the file.")
     if texts:
-        _check_texts(name, texts)
+        _check_texts(name, texts, num_rows)
         return {"category": sorted(texts)}
-    if len(values) and not np.all(np.isin(values, (0, 1))):
-        if np.all(values >= 0) and np.all(values == np.floor(values)):
+    if not np.all(np.isin(values, (0, 1))):
+        if np.all(values >= 0) and np.all(values == np.floor(values)) and values[-1] <= LARGEST_COUNT:
             return "count"
         return "positive" if values[0] > 0 and values[-1] >= SPREAD * values[0] else "real"
     return "category:2"
@@ -151,7 +171,8 @@ def _with_names(column: str, kind: Any, values: np.ndarray, texts: Sequence[str]
     return {name: own}
 
 
-def _check_texts(name: str, texts: Sequence[str]) -> None:
+def _check_texts(name: str, texts: Sequence[str], num_rows: int) -> None:
+    """Raise UserError for text that is hardly a category. num_rows: how many rows have a text."""
     if len(texts) > MAX_VALUES:
         raise UserError(
             f"Column {name!r} has {len(texts)} different texts; expected at most {MAX_VALUES} of a category. Leave it "
@@ -159,6 +180,19 @@ def _check_texts(name: str, texts: Sequence[str]) -> None:
         )
     if len(texts) < 2:
         raise UserError(f"Column {name!r} has the one text {texts[0]!r} in all rows. Leave it out of the file.")
+    options = json.dumps({"columns": {name: f"category:{len(texts)}"}}, ensure_ascii=False)
+    given = f"or give its kind: --config.likelihood_options='{options}'."
+    words = [text for text in texts if not is_number(text)]
+    if 2 * sum(is_number(text.rstrip(" %").replace(",", "")) for text in texts) >= len(texts) and words:
+        raise UserError(
+            f"Column {name!r} holds numbers and the text {words[0]!r}; expected one of them. Write numbers as 1234.5, leave the cell of a "
+            f"missing value empty, {given}"
+        )
+    if len(texts) > MOST_DIFFERENT and 2 * len(texts) > num_rows:
+        raise UserError(
+            f"Column {name!r} has {len(texts)} different texts in {num_rows} rows, as ids and dates have. Leave it out "
+            f"of the file, {given}"
+        )
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:
@@ -168,6 +202,11 @@ def _names(dataset: Dataset) -> tuple[str, ...]:
         what = "a stream" if dataset.stream is not None else f"examples of shape {shape}"
         raise UserError(f"likelihood 'mixed' is for a table in memory, and {dataset.name} has {what}. Give a table.")
     return dataset.columns or tuple(str(i) for i in range(shape[0]))
+
+
+def _num_rows(dataset: Dataset, i: int) -> int:
+    """How many rows of all splits have a value in a column."""
+    return sum(int(np.count_nonzero(~np.isnan(split.x[:, i]))) for split in dataset[1:4] if split is not None)
 
 
 def _values(dataset: Dataset, i: int) -> np.ndarray:
