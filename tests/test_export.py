@@ -159,6 +159,13 @@ def test_bytes_are_scaled(digits_run, exported):
     assert_same(alone.encode(x), alone.encode(x.astype(np.float32) / np.float32(255)))
 
 
+def test_bytes_of_counts_are_themselves(tmp_path):
+    zipped = export.to_zip(untrained(likelihood="poisson"))
+    alone, x = loaded(zipped, tmp_path), np.arange(100, dtype=np.uint8).reshape(5, *SHAPE)
+    assert_same(alone.encode(x), alone.encode(x.astype(np.float32)))
+    assert "`encode` takes every number as it is" in zipfile.ZipFile(io.BytesIO(zipped)).read("README.md").decode()
+
+
 # the file
 
 

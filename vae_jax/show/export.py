@@ -17,6 +17,7 @@ from jax.export import Exported
 from vae_jax import generate
 from vae_jax.config import to_json
 from vae_jax.core import VAE, condition
+from vae_jax.data.inputs import reading_of
 from vae_jax.data.splits import text_of
 from vae_jax.names import portable
 from vae_jax.run.arrays import named
@@ -118,10 +119,13 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 def _description(restored: Restored) -> dict[str, Any]:
     config, data, vae, params, step = restored
+    reading = reading_of(config)
     return {
         "config": to_json(portable(config)),
         "shape": data.shape,
         "range": data.range,
+        "bytes": not (reading.counts or reading.texts or data.columns),
+        "columns": data.columns or tuple(config.likelihood_options["columns"] if reading.texts else ()),
         "classes": [text_of(data.names, label) for label in data.classes],
         "num_covariates": data.num_covariates,
         "chunk_size": generate.samples_per_call(params, vae, data.context_size),
@@ -134,12 +138,15 @@ def _description(restored: Restored) -> dict[str, Any]:
 
 
 def _readme(description: dict[str, Any]) -> str:
-    latent, classes = description["latent"], description["classes"]
+    latent, classes, columns = description["latent"], description["classes"], description["columns"]
     return _beside("exported.md").format(
         **description,
         settings="\n".join(f"- {name}: {value}" for name, value in description["config"].items()),
         size=sum(latent.values()),
         x=", ".join(map(str, description["shape"])),
+        byte="a byte v as v / 255" if description["bytes"] else "every number as it is",
+        names=f"\n- the columns of x: {', '.join(map(repr, columns))}" if columns else "",
+        gaps="\n- NaN in x was not observed" if description["config"]["missing"] else "",
         parts=" and then ".join(f"the {size} of {name}" for name, size in latent.items()),
         labels=f"\n- label: one of {', '.join(map(str, classes))[:200]}, or [N] of them" if classes else "",
         argument=f", label={classes[0]}" if classes else "",

@@ -41,8 +41,12 @@ def sample(key, num, label=None):
 
 
 def encode(x, label=None):
-    """The mean of q(z | x) and, if q is Gaussian, its log_var, [N, L] each. x: [N, *shape]; a byte v means v / 255."""
-    x = np.asarray(x, np.float32) / np.float32(255 if np.asarray(x).dtype == np.uint8 else 1)
+    """The mean of q(z | x) and, if q is Gaussian, its log_var, [N, L] each.
+
+    x: [N, *shape]; README.md says what a byte is.
+    """
+    is_part = np.asarray(x).dtype == np.uint8 and _config()["bytes"]  # the byte v stands for v / 255
+    x = np.asarray(x, np.float32) / np.float32(255 if is_part else 1)
     return _function("encode")(_weights(), x, _labels(label, len(x)))
 
 
