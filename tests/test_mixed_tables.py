@@ -108,6 +108,25 @@ def test_an_array_has_the_columns_of_the_training(run, refused, tmp_path):
     assert kinds.encode(dataset, config).test.x.tolist() == [[180, 3, 2, 500], [170, 2, 2, 400]]
 
 
+@pytest.mark.parametrize("conditional", ["true", "covariates"])
+def test_samples_and_imputations_name_what_they_were_given(conditional, train, vae, tmp_path):
+    lines = [f"{i / 7},{'' if i % 5 == 0 else i % 3},{['no', 'yes'][i % 2]},{i / 4}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,ill,dose", *lines, ""]))
+    fields = {"dataset": tmp_path / "t.csv", "likelihood": "mixed", "missing": "true", "conditional": conditional}
+    fields |= {"label_column": "ill"} | ({"covariate_columns": "dose"} if conditional == "covariates" else {})
+    train(tmp_path / "run", **fields, standardize="true", latent_dim=2, hidden_sizes=8, batch_size=10, num_epochs=1)
+    vae("sample", tmp_path / "run", "--num=5", f"--out={tmp_path}/s.csv")
+    vae("impute", tmp_path / "run", f"--data={tmp_path}/t.csv", "--num_samples=5", f"--out={tmp_path}/full.csv")
+    samples, full = (list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("s.csv", "full.csv"))
+    if conditional == "true":
+        assert [row["ill"] for row in samples] == ["no", "yes", "no", "yes", "no"]
+    else:
+        doses = np.array([float(row["dose"]) for row in full])
+        np.testing.assert_array_equal(doses, np.arange(40) / 4)
+        assert len(samples) == 5 and {float(row["dose"]) for row in samples} <= set(doses)
+    assert [row["ill"] for row in full] == ["no", "yes"] * 20
+
+
 def test_every_command_takes_a_mixed_table(run, table, vae):
     figures = json.loads(vae("evaluate", run, "--num_samples=20"))
     assert np.isfinite(figures["nll"])
@@ -210,7 +229,7 @@ def test_large_whole_numbers_are_not_guessed_to_be_counts(tmp_path):
 def test_a_column_without_values_has_no_kind(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1.5,\n2.5,NA\n")
     dataset = datasets.load(tmp_path / "t.csv", how=datasets.PLAIN._replace(texts=True, missing=True))
-    with pytest.raises(UserError, match="Column 'b' has no values: all are missing. Leave it out"):
+    with pytest.raises(UserError, match="Column 'b' has no values: all are missing"):
         kinds.resolve(Config(likelihood="mixed"), dataset)
 
 

@@ -22,7 +22,7 @@ from vae_jax.core import VAE, Examples, condition
 from vae_jax.data import inputs
 from vae_jax.data.csv_files import write_csv
 from vae_jax.data.files import write_npz, write_whole
-from vae_jax.data.splits import value_of
+from vae_jax.data.splits import text_of, value_of
 from vae_jax.errors import UserError
 from vae_jax.evaluate import (
     HEAVY_TAIL,
@@ -70,7 +70,7 @@ def sample(options: Namespace) -> str:
         if not data.columns and not inputs.is_mixed(config):
             raise UserError(f"--out is {options.out}, and the data is not a table. Give --out=x.npz.")
         x = np.concatenate([chunk.x for chunk in chunks()])
-        columns = inputs.columns_of(x, config, data)
+        columns = inputs.columns_of(x, config, data) | _given(restored, contexts, num)
         return console.write(options.out, lambda path: write_csv(path, columns))
     _check_pixels(num, data.shape, "fewer with --num, or for --out=x.npz")
     mean = np.concatenate([chunk.mean for chunk in chunks()])
@@ -288,6 +288,18 @@ def _contexts(options: Namespace, restored: Restored) -> Contexts | None:
         raise UserError(f"--label is {options.label}; the VAE knows {known}. Choose one of them.")
     first, num = (0, len(classes)) if label is None else (classes.index(label), 1)
     return Contexts(num, lambda i: jax.nn.one_hot(first + i, len(classes), dtype=jnp.float32))
+
+
+def _given(restored: Restored, contexts: Contexts | None, num: int) -> dict[str, np.ndarray]:
+    """The label or the covariates that each of `num` samples was drawn for, as columns of a table."""
+    if contexts is None:
+        return {}
+    config, data = restored.config, restored.data
+    given = np.asarray(contexts.of(jnp.arange(num) % contexts.num))
+    if config.conditional == "covariates":
+        return inputs.covariates_of(given, config)
+    classes = np.array([text_of(data.names, label) for label in data.classes])
+    return {config.label_column or "label": classes[given.argmax(-1)]}
 
 
 def _in_turn(vae: VAE, contexts: Contexts | None, num: int, start: Any = 0) -> VAE:

@@ -48,5 +48,7 @@ def impute(options: Namespace) -> str:
     arrays = {} if label is None else {name: np.array(names)[label] if names else label}
     if csv:
         columns = inputs.columns_of(x, config, data) | arrays
+        if config.conditional == "covariates":
+            columns |= inputs.covariates_of(np.asarray(examples.context), config)
         return console.write(options.out, partial(write_csv, columns=columns))
     return console.write(options.out, partial(write_npz, arrays={"x": x, **arrays}))

@@ -165,6 +165,11 @@ def columns_of(x: np.ndarray, config: Config, data: DataInfo) -> dict[str, np.nd
     return kinds.decode(x, config) if is_mixed(config) else dict(zip(data.columns, x.T, strict=True))
 
 
+def covariates_of(c: np.ndarray, config: Config) -> dict[str, np.ndarray]:
+    """The covariates [N, C] by their names, or by c_0, c_1, ... those of an array."""
+    return dict(zip(config.covariate_columns or [f"c_{i}" for i in range(c.shape[1])], c.T, strict=True))
+
+
 def value_range(dataset: Dataset) -> tuple[float, float]:
     """The smallest and the largest value in all splits, as the model sees them. Raises UserError if all are missing."""
     arrays = [split.x for split in (dataset.train, dataset.validation, dataset.test) if split is not None]

@@ -26,10 +26,10 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     """The config of a `mixed` likelihood with a kind for every column of the data, in the data's order.
 
     likelihood_options holds those that are given, as `mixed.mixed` has them. The others are guessed, and a line of the
-    log says so: text, true and false, and 0 and 1 are a category; other whole numbers from 0 to 255 are counts; positive
-    numbers are `positive` if the largest is at least 10 times the smallest; all others are `real`. Values of a category
-    that are not 0 .. K - 1 are given by their names. Raises UserError if a kind does not suit its column, and for text
-    that is hardly a category: numbers beside a few words, or a text of its own in most rows.
+    log says so: text, true and false, and 0 and 1 are a category; other whole numbers from 0 to 255 are counts;
+    positive numbers are `positive` if the largest is at least 10 times the smallest; all others are `real`. Values of a
+    category that are not 0 .. K - 1 are given by their names. Raises UserError if a kind does not suit its column, and
+    for text that is hardly a category: numbers beside a few words, or a text of its own in most rows.
     """
     given = config.likelihood_options.get("columns", {})
     if not isinstance(given, Mapping):
@@ -185,8 +185,8 @@ def _check_texts(name: str, texts: Sequence[str], num_rows: int) -> None:
     words = [text for text in texts if not is_number(text)]
     if 2 * sum(is_number(text.rstrip(" %").replace(",", "")) for text in texts) >= len(texts) and words:
         raise UserError(
-            f"Column {name!r} holds numbers and the text {words[0]!r}; expected one of them. Write numbers as 1234.5, leave the cell of a "
-            f"missing value empty, {given}"
+            f"Column {name!r} holds numbers and the text {words[0]!r}; expected one of them. Write numbers as 1234.5, "
+            f"leave the cell of a missing value empty, {given}"
         )
     if len(texts) > MOST_DIFFERENT and 2 * len(texts) > num_rows:
         raise UserError(
