@@ -1,12 +1,21 @@
 """The arithmetic of the benchmarks' tables; nothing here is timed."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from argparse import Namespace
 
+import accelerator
+import accelerator_parts
 import anomalies
 import headline
 import iwae
+import jax
 import measure
 import numpy as np
+import ours
 import pytest
 from conftest import ROOT
 
@@ -80,3 +89,72 @@ def test_the_anomalies_are_the_malignant_rows_and_no_training_row_is_scored():
 def test_the_cells_of_a_contender_are_its_seeds_and_their_mean():
     assert anomalies.cells([(0.9, 0.5), (0.8, 0.7)]) == ["0.8500 (0.9000, 0.8000)", "0.6000 (0.5000, 0.7000)"]
     assert anomalies.cells(["skipped: it is missing"] * 2) == ["skipped: it is missing", ""]
+
+
+@pytest.mark.parametrize("network", accelerator_parts.NETWORKS)
+def test_the_operations_of_a_training_step_are_those_that_xla_counts(network):
+    config = ours.recipe_config({"recipe": accelerator_parts.NETWORKS[network][0]})
+    params, gradients = ours.linear(config)
+    step = jax.jit(gradients).lower(params, jax.ShapeDtypeStruct((16, 28, 28, 1), "float32"))
+    assert accelerator_parts.flops(network) == pytest.approx(step.cost_analysis()["flops"] / 16, rel=0.03)
+
+
+def test_a_part_without_time_is_left_out_and_a_failure_spares_the_rows_after_it():
+    rows, left_out, saved = {}, {}, []
+
+    def fail():
+        raise RuntimeError("out of memory\nand more")
+
+    jobs = {"a, 1": fail, "a, 2": lambda: {"nll": 1.0}}
+    accelerator.attempt(jobs, time.monotonic() + 60, rows, left_out, lambda: saved.append(len(rows)))
+    assert (rows, left_out) == ({"a, 2": {"nll": 1.0}}, {"a, 1": "RuntimeError: out of memory"})
+    assert saved == [0, 1]
+    accelerator.attempt(jobs, time.monotonic() - 1, {}, left_out, lambda: None)
+    assert left_out == dict.fromkeys(jobs, "no time was left")
+
+
+@pytest.mark.robust
+def test_the_benchmark_of_an_accelerator_runs_whole_without_the_packages_that_it_does_not_need(tmp_path):
+    absent = ["tensorflow_datasets", "tensorflow", "tqdm", "matplotlib", "PIL", "sklearn", "orbax"]
+    code = "import runpy, sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(','))); "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"import sys; sys.argv = sys.argv[1:]; {code}"
+    program = ROOT / "tests/benchmarks/accelerator.py"
+    command = [sys.executable, "-c", code, str(program), ",".join(absent), "--tiny", f"--out={tmp_path}"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(program.parent)])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (tmp_path / "accelerator.md").read_text().strip()
+    result = json.loads((tmp_path / "accelerator.json").read_text())
+    assert {part for part, *_ in result["left_out"]} <= {"pytorch"}
+    assert {"device", "backend", "jax", "driver", "commit"} <= result["machine"].keys()
+    assert result.keys() == {"tiny", "machine", "seconds", "left_out", *accelerator_parts.PARTS}
+    assert len(result["speed"]["784-400-20, batch 16, bfloat16"]["images_per_second"]) == 3
+    assert np.isfinite([row["nll"] for part in ("nll", "recipe") for row in result[part].values()]).all()
+    assert result["agreement"]["784-400-20, 10 steps"]["as_expected"]
+    assert result["members"]["784-400-20, batch 16"]["members"] == 3
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"x_train": np.zeros((300, 28, 28), np.uint8)}, "x_test"),
+        (
+            {name: np.zeros((300, 28, 28), np.float32) for name in ("x_train", "x_test")},
+            "x_train is float32 .300, 28, 28.",
+        ),
+        ({name: np.zeros((9, 28, 28), np.uint8) for name in ("x_train", "x_test")}, "x_train holds 9 images"),
+    ],
+)
+def test_the_benchmark_of_an_accelerator_refuses_other_data(tmp_path, arrays, words):
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(SystemExit, match=words):
+        accelerator.load(str(tmp_path / "data.npz"), accelerator.TINY)
+
+
+def test_the_benchmark_of_an_accelerator_reads_images_with_and_without_channels(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=x, x_test=x[..., None], y_train=np.zeros(300))
+    data = accelerator.load(str(tmp_path / "data.npz"), accelerator.TINY)
+    np.testing.assert_array_equal(data["x_train"], x[:228, ..., None])
+    np.testing.assert_array_equal(data["x_test"], x[:40, ..., None])

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from measure import Prepared, images
 
-from vae_jax import build, core, evaluate, update
+from vae_jax import build, core, evaluate, networks, update
 from vae_jax.config import Config, load_recipe
 from vae_jax.data import inputs
 from vae_jax.xla import compiling
@@ -25,10 +25,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TANH = Config(dataset="mnist", hidden_sizes=(200, 200), activation="tanh", latent_dim=50, binarization="dynamic")
 
 
-def training(*, steps: int, num_examples: int = 60_000, side: int = 28, **fields: Any):
-    """Images a second of train.py's own jitted loop on a recipe, with the data on the device."""
-    config = _config(fields)
-    one, start, examples = _parts(config, num_examples, side)
+def training(*, steps: int, num_examples: int = 60_000, side: int = 28, x: np.ndarray | None = None, **fields: Any):
+    """Images a second of train.py's own jitted loop on a recipe, with the data on the device.
+
+    x: the images, [N, side, side, 1], uint8; by default random ones.
+    """
+    config = recipe_config(fields)
+    one, start, examples = parts(config, images(num_examples, side) if x is None else x)
     train = jax.jit(update.make_train(one, config.batch_size), donate_argnums=0)
     state = start(jax.random.key(0))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -43,8 +46,8 @@ def training(*, steps: int, num_examples: int = 60_000, side: int = 28, **fields
 
 def several(*, steps: int, num_models: int, together: bool, **fields: Any):
     """Images a second of `num_models` models: one program with a leading axis of models, or one after the other."""
-    config = _config(fields)
-    one, start, examples = _parts(config, 60_000, 28)
+    config = recipe_config(fields)
+    one, start, examples = parts(config, images(60_000))
     train = update.make_train(one, config.batch_size)
     keys, count = jax.random.split(jax.random.key(0), num_models), np.int32(steps)
     if together:
@@ -65,12 +68,60 @@ def several(*, steps: int, num_models: int, together: bool, **fields: Any):
 def evaluation(*, num: int, num_samples: int, recipe: str = "", xla_default: bool = False, **fields: Any):
     """Posterior samples a second of the importance bound of `num` images; by default of the network TANH."""
     _set_options(xla_default)
-    config = replace(_config({"recipe": recipe}) if recipe else TANH, **fields)
-    vae = build.make_vae(config, _info(num, 28))
+    config = replace(recipe_config({"recipe": recipe}) if recipe else TANH, **fields)
+    vae = build.make_vae(config, info(num))
     examples = core.Examples(jnp.asarray(images(num) > 127, jnp.float32), None)
     params = vae.init(jax.random.key(0), examples.x)
     bound = evaluate.make_evaluate(vae, num_samples=num_samples, **build.evaluation_options(config))
     return Prepared(_rate(lambda: bound(params, jax.random.key(0), examples), num * num_samples))
+
+
+def network_products(*, steps: int, **fields: Any):
+    """Images a second of the products alone of a training step: those of the recipe's network, made linear.
+
+    Forward, and the gradients of the weights, without activations, noise, loss and optimiser.
+    """
+    config = recipe_config(fields)
+    params, gradients = linear(config)
+    x = jnp.asarray(images(4 * config.batch_size), jnp.float32) / 255
+
+    def step(i: Array, carry: Any):
+        return gradients(params, jax.lax.dynamic_slice_in_dim(x, i % 4 * config.batch_size, config.batch_size))
+
+    loop = jax.jit(lambda params: jax.lax.fori_loop(0, steps, step, params))
+    return Prepared(_rate(lambda: jax.block_until_ready(loop(params)), steps * config.batch_size))
+
+
+def linear(config: Config) -> tuple[Any, Callable[[Any, Array], Any]]:
+    """The parameters of the config's network without activations, and (params, x) -> the gradients of half |y|^2."""
+    encoder, decoder, _ = getattr(networks, config.network)(
+        (28, 28, 1),
+        2 * config.latent_dim,
+        1,
+        hidden_sizes=config.hidden_sizes,
+        activation="identity",
+        compute_dtype=config.compute_dtype,
+        **config.network_options,
+    )
+    keys = jax.random.split(jax.random.key(0))
+    x, z = jnp.zeros((1, 28, 28, 1)), jnp.zeros((1, config.latent_dim))
+    params = (encoder.init(keys[0], x, None), decoder.init(keys[1], z, None))
+
+    def outputs(params: Any, x: Array) -> Array:
+        return decoder.apply(params[1], encoder.apply(params[0], x, None)[:, : config.latent_dim], None)
+
+    def gradients(params: Any, x: Array) -> Any:
+        y, back = jax.vjp(lambda params: outputs(params, x), params)
+        return back(y)[0]
+
+    return params, gradients
+
+
+def square_products(*, steps: int, size: int, dtype: str):
+    """TFLOP a second of products of two square matrices."""
+    w, y = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(0)))
+    loop = jax.jit(lambda w, y: jax.lax.fori_loop(0, steps, lambda i, y: (y @ w) * size**-0.5, y))
+    return Prepared(_rate(lambda: jax.block_until_ready(loop(w, y)), 2e-12 * size**3 * steps))
 
 
 def training_products(*, steps: int, batch_size: int = 128):
@@ -132,30 +183,23 @@ def _set_options(xla_default: bool) -> None:
         compiling._options = lambda fusions: {}
 
 
-def _config(fields: dict[str, Any]) -> Config:
+def recipe_config(fields: dict[str, Any]) -> Config:
+    """The config of the recipe that `fields` names, with its other fields."""
     fields = dict(fields)
     return replace(load_recipe(CONFIGS / f"{fields.pop('recipe')}.py"), **fields)
 
 
-def _info(num_examples: int, side: int) -> inputs.DataInfo:
+def info(num_examples: int, side: int = 28) -> inputs.DataInfo:
+    """What a model needs to know of grey images."""
     return inputs.DataInfo((side, side, 1), tuple(range(10)), (0.0, 1.0), num_examples, 0, 10_000, "", None)
 
 
-def _parts(config: Config, num_examples: int, side: int) -> tuple[update.Update, Callable[..., Any], Any]:
-    """The learning step, key -> the state before it, and the examples."""
-    vae = build.make_vae(config, _info(num_examples, side))
-    examples = core.Examples(jax.device_put(images(num_examples, side)), None)
-    optimizer = build.make_optimizer(config, num_examples // config.batch_size)
-    one = update.make_update(
-        vae,
-        build.make_objective(config),
-        optimizer,
-        prepare=inputs.make_prepare(config),
-        ema_decay=config.ema_decay,
-        schedules=build.make_schedules(config),
-    )
-    start = jax.jit(lambda key: update.init_state(vae, optimizer, key, examples.x, ema=config.ema_decay > 0))
-    return one, start, examples
+def parts(config: Config, x: np.ndarray) -> tuple[update.Update, Callable[..., Any], Any]:
+    """The learning step, key -> the state before it, and the examples x, [N, side, side, 1] in uint8."""
+    vae = build.make_vae(config, info(*x.shape[:2]))
+    init, one = build.make_training(config, vae, len(x) // config.batch_size)
+    examples = core.Examples(jax.device_put(x), None)
+    return one, jax.jit(lambda key: init(key, examples.x)), examples
 
 
 def _weights(*shapes: tuple[int, int]) -> list[Array]:

@@ -14,7 +14,6 @@ from itertools import islice
 import numpy as np
 import torch
 from measure import Prepared, fastest, images, num_cores
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,7 +57,7 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
     """Minus the ELBO of the batch x: [B, 1, 28, 28], summed over it."""
     mean, log_var = model.encode(x)
     logits = model.decoder(mean + torch.randn_like(mean) * torch.exp(0.5 * log_var))
-    cross_entropy = F.binary_cross_entropy_with_logits(logits.flatten(1), x.flatten(1), reduction="sum")
+    cross_entropy = F.binary_cross_entropy_with_logits(logits.flatten(1).float(), x.flatten(1), reduction="sum")
     return cross_entropy - 0.5 * torch.sum(1 + log_var - mean**2 - log_var.exp())
 
 
@@ -74,13 +73,16 @@ class Pictures(torch.utils.data.Dataset):
     """MNIST as torchvision gives it: a PIL image made a float tensor for each example asked for, and its label."""
 
     def __init__(self, x: np.ndarray):
+        from PIL import Image
+
+        self.open = Image.fromarray
         self.x, self.labels = torch.from_numpy(x[..., 0]), torch.zeros(len(x), dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        picture = Image.fromarray(self.x[i].numpy())
+        picture = self.open(self.x[i].numpy())
         pixels = torch.from_numpy(np.array(picture, np.uint8)).view(28, 28, 1).permute(2, 0, 1).contiguous()
         return pixels.to(torch.float32).div(255), int(self.labels[i])
 
