@@ -128,7 +128,7 @@ def test_the_benchmark_of_an_accelerator_runs_whole_without_the_packages_that_it
     result = json.loads((tmp_path / "accelerator.json").read_text())
     assert {part for part, *_ in result["left_out"]} <= {"pytorch"}
     assert {"device", "backend", "jax", "driver", "commit"} <= result["machine"].keys()
-    assert result.keys() == {"tiny", "machine", "seconds", "left_out", *accelerator_parts.PARTS}
+    assert result.keys() == {"tiny", "machine", "seconds", "left_out", *accelerator.PARTS}
     assert len(result["speed"]["784-400-20, batch 16, bfloat16"]["images_per_second"]) == 3
     assert np.isfinite([row["nll"] for part in ("nll", "recipe") for row in result[part].values()]).all()
     assert result["agreement"]["784-400-20, 10 steps"]["as_expected"]

@@ -20,14 +20,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where the package is not installed
 
+import accelerator_parts
 import jax
 import numpy as np
-from accelerator_parts import PARTS, Data, Job, Sizes
+from accelerator_parts import Data, Job, Sizes
 from measure import Unavailable, cpu, images, num_cores, number, spread, version
 
 ROOT = Path(__file__).resolve().parents[2]
-# When each part ends, as a share of the time. What a part leaves is for those after it.
-ENDS = {"speed": 0.28, "pytorch": 0.54, "nll": 0.64, "members": 0.7, "agreement": 0.78, "recipe": 0.97}
+# The jobs of each part, and when it ends, as a share of the time. What a part leaves is for those after it.
+PARTS: dict[str, tuple[Callable[[Data, Sizes, float], dict[str, Job]], float]] = {
+    "speed": (accelerator_parts.speed_jobs, 0.28),
+    "pytorch": (accelerator_parts.pytorch_jobs, 0.54),
+    "nll": (accelerator_parts.nll_jobs, 0.64),
+    "members": (accelerator_parts.members_jobs, 0.7),
+    "agreement": (accelerator_parts.agreement_jobs, 0.78),
+    "recipe": (accelerator_parts.recipe_jobs, 0.97),
+}
 FULL = Sizes(
     steps={128: 2000, 1024: 500, 8192: 100},
     dtypes=("float32", "bfloat16"),
@@ -144,15 +152,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         cells(*header),
         cells(*["---"] * len(header)),
     ]
-    lines += [
-        cells(name, *training(row, result["pytorch"].get(name)))
-        for name, row in speed.items()
-        if "tflops_peak" not in row
-    ]
+    squares = {name: row for name, row in speed.items() if "tflops_peak" in row}
+    rows = {name: row for name, row in speed.items() if name not in squares}
+    lines += [cells(name, *training(row, result["pytorch"].get(name))) for name, row in rows.items()]
     lines += ["", cells("measured", "result"), cells("---", "---")]
-    lines += [
-        cells(name, f"{spread(row['tflops_peak'])} TFLOP/s") for name, row in speed.items() if "tflops_peak" in row
-    ]
+    lines += [cells(name, f"{spread(row['tflops_peak'])} TFLOP/s") for name, row in squares.items()]
     for part, text in {"nll": nll, "members": members, "agreement": agreement, "recipe": recipe}.items():
         lines += [cells(name, text(row)) for name, row in result[part].items()]
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -189,8 +193,8 @@ def agreement(row: dict[str, Any]) -> str:
 
 
 def recipe(row: dict[str, Any]) -> str:
-    epochs = f"{row['epochs']} of {row['epochs_of_recipe']} epochs in {row['training_seconds']:.0f} s"
-    return f"{epochs}: {nats(row)}, K = {row['num_samples']}"
+    epochs = f"{row['epochs']} epochs of a schedule of {row['epochs_of_schedule']} in {row['seconds']:.0f} s"
+    return f"{epochs}, of {row['epochs_of_recipe']} in the recipe: {nats(row)}, K = {row['num_samples']}"
 
 
 def nats(row: dict[str, Any]) -> str:
@@ -214,14 +218,12 @@ def main() -> None:
     sizes = TINY if options.tiny else FULL
     if options.tiny:  # compilation takes nearly all the time then
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    elif jax.default_backend() == "cpu":
+        raise SystemExit("error: JAX finds no accelerator. Install one's JAX, such as jax[cuda13], or try --tiny.")
     data = load(options.data, sizes)
     options.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "tiny": options.tiny,
-        **{part: {} for part in PARTS},
-        "left_out": [],
-    }
+    parts: dict[str, Rows] = {part: {} for part in PARTS}
+    result: dict[str, Any] = {"tiny": options.tiny, "machine": machine(), **parts, "left_out": []}
 
     def save(part: str, left_out: dict[str, str]) -> None:
         others = [line for line in result["left_out"] if line[0] != part]
@@ -230,8 +232,8 @@ def main() -> None:
         (options.out / "accelerator.json").write_text(json.dumps(result, indent=1) + "\n")
         (options.out / "accelerator.md").write_text(markdown(result))
 
-    for part, jobs_of in PARTS.items():
-        end, left_out = begin + 60 * options.minutes * ENDS[part], {}
+    for part, (jobs_of, share) in PARTS.items():
+        end, left_out = begin + 60 * options.minutes * share, {}
         attempt(jobs_of(data, sizes, end), end, result[part], left_out, lambda: save(part, left_out))  # noqa: B023
         save(part, left_out)
     print(markdown(result))

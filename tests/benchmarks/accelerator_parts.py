@@ -70,6 +70,28 @@ def repeated(run: Run, count: int) -> list[float]:
     return [run() for _ in range(count)]
 
 
+def seconds_of(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def trainer(config: Config, x: np.ndarray) -> tuple[Any, Callable[[Any, int], tuple[Any, Any]], float]:
+    """The first state, advance(state, steps) -> (state, sums of the metrics), and the seconds that it took to compile.
+
+    The state that `advance` takes is used up.
+    """
+    begin = time.monotonic()
+    one, start, examples = ours.parts(config, x)
+    train = jax.jit(update.make_train(one, config.batch_size), donate_argnums=0)
+
+    def advance(state: Any, steps: int) -> tuple[Any, Any]:
+        return jax.block_until_ready(train(state, examples, np.int32(steps)))
+
+    state, _ = advance(start(jax.random.key(config.seed)), 0)
+    return state, advance, time.monotonic() - begin
+
+
 def bound_of(config: Config, data: Data, num_samples: int) -> Callable[..., dict[str, Any]]:
     """figures(params, first_batch=False) of the test images, binarised once as for `vae_jax evaluate`."""
     vae = build.make_vae(config, ours.info(len(data["x_train"])))
@@ -82,6 +104,13 @@ def bound_of(config: Config, data: Data, num_samples: int) -> Callable[..., dict
         return {name: summary[name] for name in FIGURES}
 
     return figures
+
+
+def predicted(bound: Callable[..., Any], params: Any, config: Config, data: Data) -> float:
+    """The seconds that all test images will take, from those of the first batch once it is compiled."""
+    bound(params, first_batch=True)
+    batch_size = build.evaluation_options(config).get("batch_size", 400)
+    return seconds_of(lambda: bound(params, first_batch=True)) * -(-len(data["x_test"]) // batch_size)
 
 
 def speed_jobs(data: Data, sizes: Sizes, end: float) -> dict[str, Job]:
@@ -155,16 +184,16 @@ def _pytorch(sizes: Sizes, rows: list[tuple[str, int, str]], seconds: float) -> 
 def nll_jobs(data: Data, sizes: Sizes, end: float) -> dict[str, Job]:
     def nll(dtype: str) -> dict[str, Any]:
         config = replace(ours.TANH, compute_dtype=dtype, batch_size=min(sizes.steps))
-        one, start, examples = ours.parts(config, data["x_train"])
-        train = jax.jit(update.make_train(one, config.batch_size), donate_argnums=0)
-        state, _ = train(start(jax.random.key(0)), examples, np.int32(sizes.nll_steps))
+        state, advance, _ = trainer(config, data["x_train"])
+        state, _ = advance(state, sizes.nll_steps)
         bound = bound_of(config, data, sizes.num_samples[0])
-        bound(state.averaged, first_batch=True)  # compiles
+        evaluation = predicted(bound, state.averaged, config, data)
+        if time.monotonic() + evaluation > end:
+            raise Unavailable(f"it would take {evaluation:.0f} s, and no time was left")
+        figures: dict[str, Any] = {}
         seconds: list[float] = []
         while len(seconds) < sizes.repeats and (not seconds or time.monotonic() + max(seconds) < end):
-            begin = time.perf_counter()
-            figures = bound(state.averaged)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(seconds_of(lambda: figures.update(bound(state.averaged))))
         return {"seconds": seconds, "images_per_second": [figures["num_examples"] / s for s in seconds], **figures}
 
     return {f"784-200-200-50, {dtype}": partial(nll, dtype) for dtype in sizes.dtypes}
@@ -176,24 +205,22 @@ def members_jobs(data: Data, sizes: Sizes, end: float) -> dict[str, Job]:
     fields = {"recipe": "pytorch_example", "batch_size": batch_size}
     config, steps_per_epoch = ours.recipe_config(fields), len(x) // batch_size
 
-    def seconds_of(num: int, batched: bool) -> list[float]:
+    def times(num: int, batched: bool) -> list[float]:
         vae, examples = build.make_vae(config, ours.info(len(x))), core.Examples(jax.device_put(x), None)
         members = [replace(config, seed=seed) for seed in range(num)]
         states = ensemble.init_states(vae, members, steps_per_epoch, examples.x)
         train = ensemble.make_train(vae, config, steps_per_epoch, batched=batched)
 
-        def run() -> float:
+        def run() -> None:
             nonlocal states
-            begin = time.perf_counter()
             states, _ = train(states, ensemble.varied_of(members), examples, np.int32(steps))
             jax.block_until_ready(states)
-            return time.perf_counter() - begin
 
-        return repeated(run, sizes.repeats)
+        return repeated(partial(seconds_of, run), sizes.repeats)
 
     def sweep() -> dict[str, Any]:
-        one, together = seconds_of(1, False), seconds_of(sizes.members, True)
-        in_turn = seconds_of(sizes.members, False)
+        one, together = times(1, False), times(sizes.members, True)
+        in_turn = times(sizes.members, False)
         return {
             **{"members": sizes.members, "steps": steps},
             **{"one_seconds": one, "together_seconds": together, "in_turn_seconds": in_turn},
@@ -239,49 +266,29 @@ def agreement_jobs(data: Data, sizes: Sizes, end: float) -> dict[str, Job]:
 
 
 def recipe_jobs(data: Data, sizes: Sizes, end: float) -> dict[str, Job]:
+    """The recipe for as many epochs as fit before its NLL, with the schedule of so many."""
+
     def train() -> dict[str, Any]:
         config = ours.recipe_config({"recipe": "mnist_gpu", **sizes.recipe})
-        x, key = data["x_train"][: -config.validation_size], jax.random.key(config.seed)
+        x, of_recipe = data["x_train"][: -config.validation_size], config.num_epochs
+        epoch, few = len(x) // config.batch_size, min(20, len(x) // config.batch_size)
+        state, advance, compilation = trainer(config, x)
         bound = bound_of(config, data, sizes.num_samples[1])
-        epoch = len(x) // config.batch_size
+        evaluation = 1.1 * predicted(bound, state.averaged, config, data)
+        per_epoch = seconds_of(lambda: advance(state, few)) * epoch / few
 
-        def prepared(config: Config) -> tuple[Any, Callable[[Any], tuple[Any, Any]], float]:
-            """The first state, a function that trains for an epoch, and the seconds until it is compiled."""
-            begin = time.monotonic()
-            one, start, examples = ours.parts(config, x)
-            steps = jax.jit(update.make_train(one, config.batch_size), donate_argnums=0)
-            state, _ = steps(start(key), examples, np.int32(0))
-            jax.block_until_ready(state)
-            seconds = time.monotonic() - begin
-            return state, lambda state: jax.block_until_ready(steps(state, examples, np.int32(epoch))), seconds
-
-        state, advance, compilation = prepared(config)
-        bound(state.averaged, first_batch=True)  # compiles
-        begin = time.monotonic()
-        bound(state.averaged, first_batch=True)
-        batch = build.evaluation_options(config).get("batch_size", 400)
-        evaluation = 1.1 * (time.monotonic() - begin) * -(-len(data["x_test"]) // batch)
-        begin = time.monotonic()
-        advance(state)
-        per_epoch = time.monotonic() - begin
-        left = end - evaluation - compilation - time.monotonic()
-        num = min(config.num_epochs, int(0.97 * left / per_epoch))
+        left = end - evaluation - 1.1 * compilation - time.monotonic()
+        num = min(of_recipe, int(0.97 * left / per_epoch))
         if num * epoch <= config.warmup_steps:
             raise Unavailable(f"only {max(num, 0)} epochs of {per_epoch:.1f} s fit into the time left")
-        recipe_epochs, config = config.num_epochs, replace(config, num_epochs=num)
-        state, advance, _ = prepared(config)
+        state, advance, _ = trainer(replace(config, num_epochs=num), x)
         begin, done = time.monotonic(), 0
-        while done < num and time.monotonic() + per_epoch < end - evaluation:
-            (state, sums), done = advance(state), done + 1
+        while done < num and (not done or time.monotonic() + per_epoch < end - evaluation):
+            (state, sums), done = advance(state, epoch), done + 1
         seconds, begin = time.monotonic() - begin, time.monotonic()
         figures = bound(state.averaged)
         return {
-            **{
-                "epochs": done,
-                "epochs_of_schedule": num,
-                "epochs_of_recipe": recipe_epochs,
-                "training_seconds": seconds,
-            },
+            **{"epochs": done, "epochs_of_schedule": num, "epochs_of_recipe": of_recipe, "seconds": seconds},
             "nll_seconds": time.monotonic() - begin,
             "images_per_second": done * epoch * config.batch_size / seconds,
             "train_loss": float(sums["loss"]) / epoch,
@@ -289,13 +296,3 @@ def recipe_jobs(data: Data, sizes: Sizes, end: float) -> dict[str, Job]:
         }
 
     return {"configs/mnist_gpu.py": train}
-
-
-PARTS = {
-    "speed": speed_jobs,
-    "pytorch": pytorch_jobs,
-    "nll": nll_jobs,
-    "members": members_jobs,
-    "agreement": agreement_jobs,
-    "recipe": recipe_jobs,
-}
