@@ -41,7 +41,7 @@ _NAMES = {
     "run.weights": ("save",),
     "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
 }
-_MODULES = {*_NAMES, "anomalies", "build", "flows", "hierarchies", "likelihoods", "vae"} - {
+_MODULES = {*_NAMES, "anomalies", "build", "codes", "flows", "hierarchies", "likelihoods", "vae"} - {
     "run.checkpoints",
     "run.weights",
 }

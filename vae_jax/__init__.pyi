@@ -5,6 +5,7 @@ from vae_jax import (
     anomalies as anomalies,
     bounds as bounds,
     build as build,
+    codes as codes,
     config as config,
     core as core,
     distributions as distributions,

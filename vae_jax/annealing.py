@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax import checks
+from vae_jax.codes import Categoricals
 from vae_jax.core import VAE, Params
 
 TARGET_ACCEPTANCE = 0.65  # here HMC in many dimensions moves furthest for its cost (Neal 2011, section 5.4.4)
@@ -33,7 +34,7 @@ def annealed_log_weights(
     p(x | z) at z ~ p(z).
 
     K more chains adapt the step size, which begins at `step_size`, to each example and temperature, because chains that
-    adapt to themselves would have biased weights. Raises ValueError if a number is below 1.
+    adapt to themselves would have biased weights. Raises ValueError if a number is below 1, or for a prior of codes.
 
     See Neal 2001 (Statistics and Computing 11), and for decoders Wu et al. 2017 (arXiv:1611.04273).
     """
@@ -41,6 +42,8 @@ def annealed_log_weights(
         if number < 1:
             raise ValueError(f"{name} is {number}; expected at least 1.")
     prior, batch = checks.prior(vae, params), checks.batch_shape(x)
+    if isinstance(prior, Categoricals):
+        raise ValueError("The prior is one of codes; expected continuous latents, through which chains can move.")
     shape = (2 * num_chains, *batch)
 
     def log_densities(z: Any) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax import hierarchies, likelihoods, missing, names, networks, posteriors, priors, update
+from vae_jax.codes import Codes
 from vae_jax.config import Config, differences
 from vae_jax.core import VAE, Likelihood, Params, condition, to_float
 from vae_jax.data.files import check_memory
@@ -46,7 +47,10 @@ MODEL_FIELDS = (
     *("hierarchy", "hierarchy_options"),
 )
 # The names in a line of metrics.jsonl that no metric of an objective may have.
-RESERVED = {"loss", "step", "epoch", "split", "skipped", "steps", "seconds", "examples_per_second", "active_units"}
+RESERVED = {
+    *("loss", "step", "epoch", "split", "skipped", "steps", "seconds", "examples_per_second"),
+    *("active_units", "codes_used", "code_perplexity"),
+}
 
 
 def make_vae(config: Config, data: DataInfo) -> VAE:
@@ -157,12 +161,18 @@ def _build(config: Config, data: DataInfo) -> VAE:
         raise UserError(f"vae_options is {config.vae_options} without a --config.vae. Give one.")
     likelihood = _observed(config, shape)
     posterior = _posterior(config, latent_dim)
+    if config.hierarchy and posterior.codes:
+        raise UserError(
+            f"posterior {config.posterior!r} makes codes, and hierarchy {config.hierarchy!r} joins continuous latents. "
+            "Set --config.hierarchy=, or choose another posterior."
+        )
     network = _network(config, shape, posterior, likelihood)
     output_bias = network.output_bias if config.output_bias else None
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        parts = Parts(shape, *network[:2], posterior, likelihood, _prior(config, latent_dim, data.range), latent_dim)
+        prior = _prior(config, latent_dim, posterior, data.range)
+        parts = Parts(shape, *network[:2], posterior, likelihood, prior, latent_dim)
         return join(parts._replace(context_size=context_size, output_bias=output_bias, read_by=config.context))
 
     top = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
@@ -185,7 +195,7 @@ def _build(config: Config, data: DataInfo) -> VAE:
             between.decoder,
             top_posterior,
             middle,
-            _prior(config, top.latent_dim, data.range, encodes_x=top.infers_top_first),
+            _prior(config, top.latent_dim, top_posterior, data.range, encodes_x=top.infers_top_first),
             top.latent_dim,
         )
     )
@@ -204,10 +214,35 @@ def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
     return make(posteriors, posteriors.Posterior, config.posterior, latent_dim, **config.posterior_options)
 
 
+def make_codes(config: Config) -> Codes | None:
+    """What the latents of the VAE of `config` are, if they are discrete; None if not, and for a whole VAE from outside.
+
+    Code from outside that makes the posterior runs.
+    """
+    return None if config.vae else _posterior(config, config.latent_dim).codes
+
+
 def _prior(
-    config: Config, latent_dim: int, value_range: tuple[float, float], *, encodes_x: bool = True
+    config: Config,
+    latent_dim: int,
+    posterior: posteriors.Posterior,
+    value_range: tuple[float, float],
+    *,
+    encodes_x: bool = True,
 ) -> priors.Prior:
-    prior = make(priors, priors.Prior, config.prior, latent_dim, **config.prior_options)
+    codes = posterior.codes
+    if codes and config.prior in priors.NAMES and config.prior not in priors.OF_CODES:
+        neutral = " --config.prior_options={}" if config.prior_options else ""
+        raise UserError(
+            f"posterior {config.posterior!r} needs a prior of codes, and prior is {config.prior!r}. Set "
+            f"--config.prior=uniform_codes{neutral} or --config.prior=factorized_codes{neutral}."
+        )
+    if not codes and config.prior in priors.OF_CODES:
+        raise UserError(
+            f"prior {config.prior!r} needs a posterior of codes, and posterior is {config.posterior!r}. Set "
+            "--config.posterior=fsq or --config.posterior=categorical, or choose another prior."
+        )
+    prior = make(priors, priors.Prior, config.prior, codes or latent_dim, **config.prior_options)
     if prior.encodes and (config.standardize or config.missing):
         needs = "whole examples, and missing" if config.missing else "data in [0, 1], and standardize"
         raise UserError(f"prior {config.prior!r} needs {needs} is true. Choose another prior.")

@@ -2,6 +2,8 @@
 
 Each example has its own random key, made from its index, and each posterior sample has a key made from that one, so
 an example's figures do not depend on how examples or samples are batched, or on whether the last batch is full.
+
+Where a posterior is relaxed in training, all figures are of the discrete VAE (`codes.discrete`).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from jax import Array
 
 from vae_jax import checks
 from vae_jax.annealing import annealed_log_weights
+from vae_jax.codes import Codes, discrete, usage
 from vae_jax.core import VAE, Examples, Params, condition
 from vae_jax.distributions import Delta, DiagonalGaussian, kl_by_dimension, kl_divergence
 from vae_jax.objectives import importance_bound, log_weight
@@ -57,7 +60,7 @@ def make_evaluate(
     chunk_size, tail = min(chunk_size, num_samples), tail_size(num_samples)
 
     def one(params: Params, key: Array, x: Array, context: Array | None) -> Evaluation:
-        own, batch = condition(vae, context), checks.batch_shape(x)
+        own, batch = condition(discrete(vae), context), checks.batch_shape(x)
         q, p = checks.posterior(own, params, x), checks.prior(own, params)
 
         def sample(k: Array):
@@ -107,9 +110,41 @@ def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int =
     """
 
     def one(params: Params, key: Array, x: Array, context: Array | None):
-        own = condition(vae, context)
+        own = condition(discrete(vae), context)
         loss, metrics = objective(params, key, x, own)
         return {"loss": loss, **metrics}, _only(own.encode(params, x).mean)
+
+    return over_examples(one, batch_size)
+
+
+def make_exact(vae: VAE, codes: Codes, *, batch_size: int = 100, chunk_size: int = 50) -> Callable[..., Array]:
+    """evaluate(params, key, examples) -> log p(x), [N], in nats: exact, as the sum over all values of z.
+
+    log p(x) = logsumexp_z (log p(z) + log p(x | z)), up to float32's rounding. The key is unused. codes: what z is. The
+    time grows with `codes.num_joint`. Memory holds batch_size * chunk_size decoded examples. Raises ValueError if an
+    int32 does not count the values of z.
+    """
+    num = codes.num_joint
+
+    def one(params: Params, key: Array, x: Array, context: Array | None) -> Array:
+        own, batch = condition(vae, context), checks.batch_shape(x)
+        p = checks.prior(own, params)
+
+        def joint(index: Array) -> Array:
+            z = codes.joint(jnp.minimum(index, num - 1), p.logits.dtype)[None]
+            log_likelihood = checks.log_prob("log p(x | z)", own.decode(params, z), x, batch)
+            return jnp.where(index < num, log_likelihood + checks.log_prob("log p(z)", p, z, batch), -jnp.inf)
+
+        def chunk(carry: tuple[Array, Array], first: Array):
+            top, total = carry
+            log_p = jax.vmap(joint)(first + jnp.arange(chunk_size))
+            new_top = jnp.maximum(top, log_p.max(0))
+            return (new_top, total * jnp.exp(top - new_top) + jnp.exp(log_p - new_top[None]).sum(0)), None
+
+        shape = jax.eval_shape(joint, jnp.int32(0))
+        zeros = jnp.zeros(shape.shape, shape.dtype)
+        (top, total), _ = jax.lax.scan(chunk, (zeros - jnp.inf, zeros), jnp.arange(0, num, chunk_size))
+        return (top + jnp.log(total))[0]
 
     return over_examples(one, batch_size)
 
@@ -117,7 +152,8 @@ def make_evaluate_objective(vae: VAE, objective: Objective, *, batch_size: int =
 def make_annealed(vae: VAE, *, num_chains: int, num_steps: int, batch_size: int = 100) -> Callable[..., Array]:
     """evaluate(params, key, examples) -> the bound of log p(x) by annealed importance sampling, [N], in nats.
 
-    It does not use q(z | x), so it is a check of the importance bound. See `annealing.annealed_log_weights`.
+    It does not use q(z | x), so it is a check of the importance bound. z must be continuous. See
+    `annealing.annealed_log_weights`.
     """
 
     def one(params: Params, key: Array, x: Array, context: Array | None) -> Array:
@@ -145,7 +181,7 @@ def make_mutual_information(vae: VAE, *, num_samples: int = 1000, batch_size: in
 
         def posterior(i: Array):
             x, context = jax.tree.map(lambda a: a[i][None], examples)
-            return checks.posterior(condition(vae, context), params, x)
+            return checks.posterior(condition(discrete(vae), context), params, x)
 
         def draw(i: Array):
             z = posterior(i).sample(jax.random.fold_in(key, i))
@@ -211,19 +247,32 @@ def active_units(mean: Any) -> int:
 
     mean: [N, L], or a pytree of such arrays. See Burda et al. 2016, section 5.1. The threshold is a share of the
     variance of N(0, I), so the count says little under a learned prior, whose scale is free. For a flow, and for the
-    latent that a hierarchy infers second, `mean` is not E_q[z] but a representative point: see `Flow` and `Chain`.
+    latent that a hierarchy infers second, `mean` is not E_q[z] but a representative point: see `Flow` and `Chain`. Codes
+    have no such scale: see `latents`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))
 
 
-def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:
+def latents(mean: Any, codes: Codes | None = None) -> dict[str, Any]:
+    """How much of the latents the examples use: `active_units`, or `codes.usage` of their codes if z is discrete.
+
+    mean: the means of q(z | x), [N, L], or a pytree of such arrays; of a discrete posterior, its most probable codes.
+    """
+    if codes:
+        return usage(codes, mean)
+    layers = mean.items() if isinstance(mean, dict) else ()
+    each = {f"active_units_{name}": active_units(layer) for name, layer in layers}
+    return {"active_units": active_units(mean), **each}
+
+
+def summarize(result: Evaluation, num_samples: int, codes: Codes | None = None) -> dict[str, Any]:
     """Averages over the examples, and their standard errors, which are None for a single example.
 
-    A point posterior has no density, so `nll` and the other figures from importance weights are left out for it.
+    A point posterior has no density, so `nll` and the other figures from importance weights are left out for it. codes:
+    what z is, if it is discrete; the figures of `codes.usage` then stand in place of `active_units`.
     """
     elbo = result.log_likelihood - result.kl
-    layers = result.mean.items() if isinstance(result.mean, dict) else ()
     each = None if result.kl_by_dimension is None else np.mean(result.kl_by_dimension, 0, dtype=np.float64).tolist()
     return {
         "elbo": mean(elbo),
@@ -232,8 +281,7 @@ def summarize(result: Evaluation, num_samples: int) -> dict[str, Any]:
         "log_likelihood": mean(result.log_likelihood),
         "kl": mean(result.kl),
         "kl_by_dimension": each,
-        "active_units": active_units(result.mean),
-        **{f"active_units_{name}": active_units(layer) for name, layer in layers},
+        **latents(result.mean, codes),
         "num_samples": num_samples,
         "num_examples": len(elbo),
     }

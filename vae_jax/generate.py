@@ -1,4 +1,7 @@
-"""Samples, reconstructions and views of the latent space: pure functions of (params, key or x, vae)."""
+"""Samples, reconstructions and views of the latent space: pure functions of (params, key or x, vae).
+
+Where a posterior is relaxed in training, they are of the discrete VAE (`codes.discrete`).
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +15,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
+from vae_jax.codes import Categoricals, PointCode, discrete
 from vae_jax.core import VAE, Params, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian, mixture_mean
 from vae_jax.objectives import weighted_latents
@@ -35,7 +39,7 @@ def sample(params: Params, key: Array, vae: VAE, num: int) -> Samples:
 
 def reconstruct(params: Params, x: Array, vae: VAE) -> Array:
     """E[x | z] at the posterior mean z of each example: [N, *shape] -> [N, *shape]."""
-    return vae.decode(params, vae.encode(params, x).mean).mean
+    return vae.decode(params, discrete(vae).encode(params, x).mean).mean
 
 
 def impute(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) -> Array:
@@ -44,7 +48,7 @@ def impute(params: Params, key: Array, x: Array, vae: VAE, *, num_samples: int) 
     The expectation is that of K = num_samples draws of z ~ q(z | x_observed), weighted by the normalised importance
     weights (self-normalised importance sampling). See Mattei & Frellsen 2019 (arXiv:1812.02633), equation 12.
     """
-    z, log_w = weighted_latents(params, key, x, vae, num_samples=num_samples)
+    z, log_w = weighted_latents(params, key, x, discrete(vae), num_samples=num_samples)
     mean = mixture_mean(vae.decode(params, z), jax.nn.softmax(log_w, 0))
     return jnp.where(jnp.isnan(x), mean, x)
 
@@ -57,7 +61,7 @@ def imputations(params: Params, key: Array, x: Array, vae: VAE, num: int, *, num
     (arXiv:1812.02633), section 3.2.
     """
     z_key, which_key, x_key = jax.random.split(key, 3)
-    z, log_w = weighted_latents(params, z_key, x, vae, num_samples=num_samples)
+    z, log_w = weighted_latents(params, z_key, x, discrete(vae), num_samples=num_samples)
     total = jnp.cumsum(jax.nn.softmax(log_w, 0), 0)
     u = jax.random.uniform(which_key, (num, x.shape[0]), total.dtype) * total[-1:]
     which = jax.vmap(partial(jnp.searchsorted, side="right"), (1, 1), 1)(total, u).clip(max=num_samples - 1)
@@ -145,10 +149,16 @@ def unflat(z: Array, like: Any) -> Any:
 
 
 def moments(q: Any) -> dict[str, Array]:
-    """The `mean` of q(z | x) and, if it is Gaussian, the `log_var` of each dimension, [N, L] each."""
+    """The `mean` of q(z | x) and, if it is Gaussian, the `log_var` of each dimension, [N, L] each.
+
+    If it is discrete, the mean is the most probable z, and `code` holds the numbers of its codes, [N, G].
+    """
+    q = q.discrete() if hasattr(q, "discrete") else q
     arrays = {"mean": flat(q.mean)}
     if isinstance(q, DiagonalGaussian):
         arrays["log_var"] = q.log_var
     if isinstance(q, FullGaussian):
         arrays["log_var"] = jnp.log(jnp.sum(q.scale_tril**2, -1))
+    if isinstance(q, Categoricals | PointCode):
+        arrays["code"] = q.codes.index(q.mean)
     return arrays

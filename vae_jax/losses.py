@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import bounds, names, penalties
+from vae_jax import bounds, names, penalties, posteriors
 from vae_jax.config import Config, check_option
 from vae_jax.core import VAE, Params
 from vae_jax.distributions import gaussian_log_prob, kl_by_dimension
@@ -138,11 +138,21 @@ def _check_parts(config: Config) -> None:
         raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
     if {"vae", "posterior", "prior"} & names.outside(config).keys():  # seen while tracing
         return
-    gaussian = not config.hierarchy and config.prior == "standard_normal"
-    if config.kl == "analytic" and not (gaussian and posterior in ("diagonal", "full_covariance")):
+    made = names.make(posteriors, posteriors.Posterior, posterior, config.latent_dim, **config.posterior_options)
+    if made.relaxed and (name in WEIGHTED or config.kl == "monte_carlo"):
+        what = f"objective {name!r}" if name in WEIGHTED else "kl 'monte_carlo'"
+        options = json.dumps({**config.posterior_options, "straight_through": True})
         raise UserError(
-            "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy: no "
-            "other KL has a closed form here. Set --config.kl=auto for the closed form of the parts that have one."
+            f"{what} needs log q(z | x) at samples, which relaxed samples of posterior {posterior!r} do not have. "
+            f"Set --config.posterior_options='{options}', whose samples are codes."
+        )
+    gaussian = not config.hierarchy and config.prior == "standard_normal"
+    closed = gaussian and posterior in ("diagonal", "full_covariance")
+    if config.kl == "analytic" and not (closed or made.codes):
+        raise UserError(
+            "kl 'analytic' needs posterior=diagonal or full_covariance, prior=standard_normal and no hierarchy, or a "
+            "posterior of codes: no other KL has a closed form here. Set --config.kl=auto for the closed form of the "
+            "parts that have one."
         )
     if config.free_bits and not (gaussian and posterior == "diagonal"):
         raise UserError(

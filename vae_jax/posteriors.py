@@ -1,16 +1,18 @@
 """The posteriors q(z | x) that a config can name: what the encoder has to give, and what distribution it makes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from vae_jax import flows
+from vae_jax.codes import MAX_CODES, MAX_LEVELS, Categoricals, Codes, PointCode
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Delta, DiagonalGaussian, Flow, FullGaussian
 
-NAMES = ("delta", "diagonal", "flow", "full_covariance")  # what a config may name
+NAMES = ("categorical", "delta", "diagonal", "flow", "fsq", "full_covariance")  # what a config may name
 
 MAX_FULL = 2000  # dimensions of the largest full covariance, for which the encoder gives two million numbers
 
@@ -19,6 +21,8 @@ class Posterior(NamedTuple):
     num_outputs: int  # numbers per example that the encoder gives
     build: Callable[[Params, Array], Distribution]  # (params, outputs [..., num_outputs]) -> q(z | x)
     init: Callable[[Array], Params] = lambda key: {}  # key -> parameters beyond the encoder's
+    codes: Codes | None = None  # what its latents are, if they are discrete; its prior is then one of codes
+    relaxed: bool = False  # whether the samples in training are not codes, and so have no log q(z | x)
 
 
 def diagonal(latent_dim: int) -> Posterior:
@@ -66,3 +70,44 @@ def flow(latent_dim: int, *, num_couplings: int = 4, hidden_size: int = 128, con
         return couplings.init(key, jnp.zeros((1, context_size), jnp.float32))
 
     return Posterior(2 * latent_dim + context_size, build, init)
+
+
+def fsq(latent_dim: int, *, levels: Sequence[int] = (8, 5, 5, 5)) -> Posterior:
+    """Finite scalar quantisation: all mass at one code, whose numbers are the encoder's outputs, bounded and rounded.
+
+    Each group of len(levels) dimensions is a code: its dimension i takes levels[i] values in [-1, 1]. Gradients pass
+    straight through the rounding. See Mentzer et al. 2023 (arXiv:2309.15505); `codes.Codes.quantize` has the formula.
+    """
+    levels = tuple(levels)
+    if not levels or not all(2 <= n <= MAX_LEVELS for n in levels) or prod(levels) > MAX_CODES:
+        raise ValueError(
+            f"levels is {levels}; expected numbers from 2 to {MAX_LEVELS}, with a product of at most {MAX_CODES}."
+        )
+    if latent_dim % len(levels):
+        raise ValueError(f"latent_dim is {latent_dim}; expected a multiple of the {len(levels)} levels.")
+    codes = Codes(levels * (latent_dim // len(levels)), one_hot=False, group=len(levels))
+    return Posterior(latent_dim, lambda params, outputs: PointCode(codes.quantize(outputs), codes), codes=codes)
+
+
+def categorical(
+    latent_dim: int, *, num_categories: int = 10, temperature: float = 1.0, straight_through: bool = False
+) -> Posterior:
+    """latent_dim / num_categories categorical variables, whose one-hot vectors make z. The outputs are their logits.
+
+    In training, samples are relaxed (Gumbel-softmax at `temperature`), or codes with the gradient of the relaxed ones
+    (`straight_through`). The KL is exact. With relaxed samples the training metrics are not those of the discrete VAE,
+    and its ELBO is not a bound. The evaluation, the samples and the exported functions always use codes. See Jang et al.
+    2017 (arXiv:1611.01144); `codes.Categoricals` has the formulas.
+    """
+    if num_categories < 2:
+        raise ValueError(f"num_categories is {num_categories}; expected at least 2.")
+    if latent_dim % num_categories:
+        raise ValueError(f"latent_dim is {latent_dim}; expected a multiple of num_categories, {num_categories}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a positive number.")
+    codes = Codes((num_categories,) * (latent_dim // num_categories), one_hot=True)
+
+    def build(params: Params, outputs: Array) -> Categoricals:
+        return Categoricals(outputs, codes, temperature, straight_through)
+
+    return Posterior(latent_dim, build, codes=codes, relaxed=not straight_through)

@@ -1,4 +1,7 @@
-"""The priors p(z) that a config can name: their parameters, and the distributions built from them."""
+"""The priors p(z) that a config can name: their parameters, and the distributions built from them.
+
+A prior is a function of the number of latent dimensions. One of codes is a function of the codes of the posterior.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,10 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax import flows
+from vae_jax.codes import Categoricals, Codes
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import DiagonalGaussian, GaussianMixture
 
-NAMES = ("mixture", "real_nvp", "standard_normal", "vamp")  # what a config may name
+# what a config may name
+NAMES = ("factorized_codes", "mixture", "real_nvp", "standard_normal", "uniform_codes", "vamp")
+OF_CODES = ("factorized_codes", "uniform_codes")  # those for a discrete posterior, which take no other
 
 
 class Prior(NamedTuple):
@@ -64,6 +70,20 @@ def real_nvp(latent_dim: int, *, num_couplings: int = 6, hidden_size: int = 256)
     return Prior(
         lambda params, encode: flow.distribution(params, _standard_normal(latent_dim)), lambda key, x: flow.init(key)
     )
+
+
+def uniform_codes(codes: Codes) -> Prior:
+    """All codes with the same probability."""
+    return Prior(lambda params, encode: Categoricals(jnp.zeros(sum(codes.sizes), jnp.float32), codes))
+
+
+def factorized_codes(codes: Codes) -> Prior:
+    """Independent variables with learned probabilities, which begin equal."""
+
+    def init(key: Array, x: Array) -> Params:
+        return {"logits": jnp.zeros(sum(codes.sizes), jnp.float32)}
+
+    return Prior(lambda params, encode: Categoricals(params["logits"], codes), init)
 
 
 def _standard_normal(latent_dim: int) -> DiagonalGaussian:

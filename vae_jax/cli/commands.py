@@ -30,6 +30,7 @@ from vae_jax.evaluate import (
     evenly,
     make_annealed,
     make_evaluate,
+    make_exact,
     make_mutual_information,
     mean,
     standard_error,
@@ -42,6 +43,7 @@ from vae_jax.show.export import to_zip
 from vae_jax.show.report import page
 from vae_jax.xla import devices
 
+MAX_EXACT = 10_000  # values of a discrete z, up to which their sum gives log p(x)
 _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an example is so large
 
 
@@ -89,7 +91,7 @@ def reconstruct(options: Namespace) -> str:
 
 
 def interpolate(options: Namespace) -> str:
-    restored = _load(options)
+    restored = _continuous(options)
     examples, *_ = examples_of(options, restored, 2 * options.num)
     num = len(examples.x) // 2
     if not num:
@@ -106,7 +108,7 @@ def interpolate(options: Namespace) -> str:
 
 
 def traverse(options: Namespace) -> str:
-    restored = _load(options)
+    restored = _continuous(options)
     examples, *_ = examples_of(options, restored, options.index + 1)
     if options.index >= len(examples.x):
         raise UserError(f"--index is {options.index}; expected one of the {len(examples.x)} examples, from 0.")
@@ -123,7 +125,7 @@ def traverse(options: Namespace) -> str:
 
 
 def manifold(options: Namespace) -> str:
-    restored = _load(options)
+    restored = _continuous(options)
     draw = lambda params: restored.vae.prior(params).sample(jax.random.key(0), (1,))  # noqa: E731
     sizes = [leaf.shape[-1] for leaf in jax.tree.leaves(jax.eval_shape(draw, restored.params))]
     if sizes != [2]:
@@ -199,6 +201,13 @@ def report(options: Namespace) -> str:
 def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tuple[dict[str, Any], Evaluation]:
     """Return the summary of the figures, and the figures of every single example."""
     config, data, vae, params, step = restored
+    codes = build.make_codes(config)
+    if codes and options.ais_chains:
+        instead = "gives the exact log p(x) instead" if codes.num_joint <= MAX_EXACT else "gives a bound instead"
+        raise UserError(
+            f"--ais_chains is {options.ais_chains}; expected none for posterior {config.posterior!r}, through whose codes "
+            f"no chain can move. Leave it out: evaluate {instead}."
+        )
     params = devices.place(params, devices.replicated(devices.make_mesh()))
     key = jax.random.key(options.seed)
     faster = build.evaluation_options(config)
@@ -213,7 +222,7 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
             f"The figures of {np.sum(~finite)} of the {len(finite)} examples are not finite: no average over all "
             f"of them exists. The VAE was trained on data in [{data.range[0]:g}, {data.range[1]:g}]."
         )
-    summary = summarize(result, options.num_samples)
+    summary = summarize(result, options.num_samples, codes)
     arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
     likelihood = build.make_likelihood(config, data.shape)
     discrete = likelihood and (likelihood.num_levels or (likelihood.whole and likelihood.independent))
@@ -227,6 +236,10 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         if mean(information) < bound - 1:  # nearer to the bound, it only measures the number of examples
             kl = mean(result.kl[evenly(len(result.kl), len(information))])
             summary["kl_aggregate"] = kl - summary["mutual_information"]
+    if codes and codes.num_joint <= MAX_EXACT:
+        log_px = make_exact(vae, codes)(params, key, examples, progress.bar)
+        arrays["log_px_exact"] = log_px
+        summary |= {"nll_exact": -mean(log_px), "nll_exact_se": standard_error(log_px)}
     if options.ais_chains:
         run = make_annealed(vae, num_chains=options.ais_chains, num_steps=options.ais_steps)
         log_px = run(params, jax.random.fold_in(key, _ANNEALING), examples, progress.bar)
@@ -237,10 +250,11 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
         present = {name: array for name, array in arrays.items() if array is not None}
         console.write(options.per_example, lambda path: write_npz(path, present), "--per_example")
     if (summary.get(f"share_pareto_k_above_{HEAVY_TAIL}") or 0) > 0.1 and finite.all() and not options.ais_chains:
+        check = "nll_exact is exact." if "nll_exact" in summary else "--ais_chains=16 with --limit=100 checks it."
         progress.say(
             "The importance weights of more than a tenth of the examples have a heavy tail (Pareto k above "
-            f"{HEAVY_TAIL}): their NLL is a loose bound. More --num_samples lower it; --ais_chains=16 with --limit=100 "
-            "checks it."
+            f"{HEAVY_TAIL}): their NLL is a loose bound. More --num_samples lower it"
+            f"{'.' if codes and 'nll_exact' not in summary else '; ' + check}"
         )
     selected_on = ("validation" if data.num_validation else "test") if options.checkpoint == "best" else None
     summary |= {
@@ -259,6 +273,16 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
 
 def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint, trust=options.trust)
+
+
+def _continuous(options: Namespace) -> Restored:
+    restored = _load(options)
+    if build.make_codes(restored.config):
+        raise UserError(
+            f"{options.run_dir} has the posterior {restored.config.posterior!r}, and between codes there are no points. "
+            "Use sample or reconstruct instead."
+        )
+    return restored
 
 
 class Contexts(NamedTuple):

@@ -26,7 +26,8 @@ from vae_jax.run import checkpoints, diagnosis, ensemble, loop, metrics, runs
 from vae_jax.run.ensemble import Varied, take
 from vae_jax.show import views
 
-COLUMNS = ("loss", "elbo", "nll", "active_units")  # of the table; all but the last are in nats
+# Of the table. Those of latents are numbers, the others are in nats.
+COLUMNS = ("loss", "elbo", "nll", *metrics.LATENTS)
 
 
 def sweep(options: Namespace) -> tuple[str, int]:
@@ -134,8 +135,8 @@ def sweep(options: Namespace) -> tuple[str, int]:
         for i, figure in enumerate(figures):
             if not lost[i]:
                 result = bound(alone[i].averaged, jax.random.key(0), held_out, progress.bar)
-                summary = evaluate.summarize(result, options.num_samples)
-                kept = ("nll", "active_units", "num_samples")
+                summary = evaluate.summarize(result, options.num_samples, build.make_codes(config))
+                kept = ("nll", *metrics.LATENTS, "num_samples")
                 figure |= {name: value for name, value in summary.items() if name.startswith(kept)}
     rows = table(figures)
     text = metrics.to_json({"split": split, "table": rows, "members": figures}, indent=2)

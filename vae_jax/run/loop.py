@@ -14,7 +14,7 @@ from vae_jax import build, guard, progress, update
 from vae_jax.config import Config
 from vae_jax.core import VAE, Examples, Params
 from vae_jax.data.streaming import Stream
-from vae_jax.evaluate import active_units
+from vae_jax.evaluate import latents
 from vae_jax.run import checkpoints, metrics
 from vae_jax.update import TrainState
 from vae_jax.xla import devices
@@ -88,6 +88,7 @@ def train(
     except at the last step. Only the first process writes files.
     """
     is_first, numbers, config = jax.process_index() == 0, range(len(members)), members[0].config
+    codes = build.make_codes(config)
     totals, means, stop, step = list(totals), [None] * len(members), 0, int(take(state, 0).step)
     lost = [guard.is_lost(jax.device_get(take(state.guard, n)), step, num_steps) for n in numbers]
     state, _ = advance(state, 0)  # compiles, so that the rates below count only steps
@@ -124,7 +125,8 @@ def train(
             values, means[n] = evaluate(n, take(state.averaged, n))
             at: dict[str, Any] = {"step": step, "epoch": step / steps_per_epoch}
             trained = {**at, "split": "train", **metrics.averages(totals[n], own.batch_size)}
-            record = {**at, "split": split, **build.split_loss(own, values), "active_units": active_units(means[n])}
+            used = {name: value for name, value in latents(means[n], codes).items() if name in metrics.LATENTS}
+            record = {**at, "split": split, **build.split_loss(own, values), **used}
             totals[n] = {}
             if not is_first:
                 continue

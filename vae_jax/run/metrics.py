@@ -9,6 +9,7 @@ from typing import Any
 from vae_jax.data.files import write_whole
 
 NATS = ("elbo", "log_likelihood", "kl")
+LATENTS = ("active_units", "codes_used", "code_perplexity")  # how much of the latents is used: the first, or the others
 Totals = dict[str, float]  # sums over steps, with the number of `steps` and the `seconds` that they took
 
 
@@ -67,7 +68,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
 
 def names_in(record: Mapping[str, Any]) -> list[str]:
     """The names of the metrics that an objective gave beside its loss: the ELBO and its terms first."""
-    rest = ("step", "epoch", "split", "loss", "skipped", "examples_per_second", "active_units")
+    rest = ("step", "epoch", "split", "loss", "skipped", "examples_per_second", *LATENTS)
     names = [name for name, value in record.items() if name not in rest and isinstance(value, int | float | None)]
     return [*(name for name in NATS if name in names), *(name for name in names if name not in NATS)]
 
@@ -77,9 +78,10 @@ def describe(record: Mapping[str, Any], rate: float, seconds_left: float) -> str
     minutes, seconds = divmod(int(seconds_left), 60)
     shown = [name for name in ("loss", *names_in(record)) if name != "elbo" or "kl" not in record]
     figures = "  ".join(f"{name} {record[name]:.3f}" for name in shown)
+    used = "  ".join(f"{name} {record[name]:.5g}" for name in LATENTS if name in record)
     return (
-        f"epoch {record['epoch']:g}  {record['split']}: {figures}  active_units {record['active_units']}  "
-        f"{rate:,.0f} examples/s  {minutes}:{seconds:02d} left"
+        f"epoch {record['epoch']:g}  {record['split']}: {figures}  {used}  {rate:,.0f} examples/s  "
+        f"{minutes}:{seconds:02d} left"
     )
 
 

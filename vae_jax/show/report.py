@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae_jax import generate
+from vae_jax import build, generate
 from vae_jax.config import Config, to_json
 from vae_jax.core import Examples, condition
 from vae_jax.data.inputs import DataInfo
@@ -44,6 +44,7 @@ def page(
     config, data, _, params, step = restored
     result = jax.tree.map(np.asarray, result)
     layers = result.mean if isinstance(result.mean, dict) else {"z": result.mean}
+    codes = build.make_codes(config)
     names = [f"{name}_{i + 1}" for name, z in layers.items() for i in range(z.shape[-1])]
     versions = json.loads((run_dir / "run.json").read_text("utf-8"))["versions"]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -62,8 +63,10 @@ def page(
             "Reconstructions": [_reconstructions(folder, summary["split"], data)],
             "Samples": [_samples(folder, config)],
             "Manifold": [_manifold(folder, data)],
-            "Traversals": [_traversals(folder, restored, examples, result, names)],
-            "Posterior means": [_scatter(folder, *layer, label, result.kl, classes) for layer in layers.items()],
+            "Traversals": ["" if codes else _traversals(folder, restored, examples, result, names)],
+            "Posterior codes" if codes else "Posterior means": [
+                _scatter(folder, *layer, label, result.kl, classes) for layer in layers.items()
+            ],
             "KL by latent dimension": [_kl_by_dimension(folder, result.kl_by_dimension)],
             "Configuration": [_configuration(config)],
         }
@@ -86,8 +89,17 @@ def protocol(config: Config, summary: dict[str, Any], limit: int | None = None, 
             f"NLL: the importance-weighted bound of -{log_px} with K = {summary['num_samples']:,} posterior samples, "
             f"seed {summary['seed']}. "
         )
-    text += f"Active units: latent dimensions whose posterior mean varies by more than {ACTIVE_VARIANCE}."
-    if config.vae or config.prior != "standard_normal" or config.hierarchy or config.posterior == "flow":
+    if "nll_exact" in summary:
+        text += f"NLL_EXACT: -{log_px} itself, by the sum over all values of z. "
+    if "codes_used" in summary:
+        text += (
+            "Codes: the most probable ones of each example, counted over all groups of variables of z. Their perplexity "
+            "is exp(entropy) of their frequencies, averaged over the groups. Few examples cannot use many codes."
+        )
+    else:
+        text += f"Active units: latent dimensions whose posterior mean varies by more than {ACTIVE_VARIANCE}."
+    free = config.prior != "standard_normal" or config.hierarchy or config.posterior == "flow"
+    if (config.vae or free) and "codes_used" not in summary:
         text += (
             " That threshold is a share of the variance of N(0, I): under a learned prior, and for upper latents, the "
             "scale is free and the count says little. The posterior mean of a flow or of an upper latent is a point in "
@@ -103,12 +115,16 @@ def protocol(config: Config, summary: dict[str, Any], limit: int | None = None, 
 
 def _evaluation(summary: dict[str, Any], num_latents: int, of_what: str) -> list[str]:
     cards = {}
-    for name in ("nll", "elbo", "kl"):
+    for name in ("nll_exact", "nll", "elbo", "kl"):
         if name not in summary:
             continue
         error = summary.get(f"{name}_se")
         cards[name.upper()] = (f"{summary[name]:.2f}", "" if error is None else f"± {error:.2f}")
-    cards["Active units"] = (str(summary["active_units"]), f"of {num_latents}")
+    if "codes_used" in summary:
+        cards["Codes used"] = (str(summary["codes_used"]), f"of {summary['codes_used'] + summary['codes_never_used']}")
+        cards["Code perplexity"] = (f"{summary['code_perplexity']:.1f}", "")
+    else:
+        cards["Active units"] = (str(summary["active_units"]), f"of {num_latents}")
     numbers = {name: value for name, value in summary.items() if value is None or isinstance(value, int | float)}
     rows = [(name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items()]
     every = webpage.folded("Every figure of the command evaluate", webpage.table(rows))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import generate
+from vae_jax import build, generate
 from vae_jax.core import VAE, Examples, Params, condition
 from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
@@ -50,7 +50,7 @@ def draw_run(
     held_out, label, mean: an evaluated split, its labels and its posterior means. names: of the labels 0, 1, ..., if
     they have other names than in training.
     """
-    _, data, vae, params, _ = restored
+    config, data, vae, params, _ = restored
     folder.mkdir(exist_ok=True)
     few = jax.tree.map(lambda a: a[:48], held_out)
     reconstructions(folder / "reconstructions.png", vae, params, few, pictures.range_of(data))
@@ -65,6 +65,7 @@ def draw_run(
     if isinstance(mean, np.ndarray) and mean.shape[-1] == 2:
         pictures.save_scatter(folder / "latents.png", mean, label, classes=names or data.names)
         one = condition(vae, None if context is None else context[:1])
-        manifold(folder / "manifold.png", one, params, pictures.range_of(data))
+        if not build.make_codes(config):  # between codes there are no points
+            manifold(folder / "manifold.png", one, params, pictures.range_of(data))
     if (folder / "metrics.jsonl").exists():
         pictures.save_curves(folder / "curves.png", metrics.read(folder))
