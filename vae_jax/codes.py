@@ -61,13 +61,13 @@ class Codes(NamedTuple):
             return _join(jax.nn.one_hot(digits, self.sizes[0], dtype=dtype))
         return digits.astype(dtype) / _array(self._half, digits, dtype) - 1
 
-    def index(self, z: Array) -> Array:
+    def indices(self, z: Array) -> Array:
         """The numbers of the codes of z, [..., L] -> [..., G], int32."""
         digits = _split(self.digits(z), self.num_groups)
         return jnp.sum(digits * _array(_basis(self.sizes[: self.group]), digits), -1, dtype=jnp.int32)
 
-    def of_index(self, index: Array, dtype: Any = jnp.float32) -> Array:
-        """The inverse of `index`: the z of these codes, [..., G] -> [..., L]."""
+    def of_indices(self, index: Array, dtype: Any = jnp.float32) -> Array:
+        """The inverse of `indices`: the z of these codes, [..., G] -> [..., L]."""
         sizes = self.sizes[: self.group]
         digits = index[..., None] // _array(_basis(sizes), index[..., None]) % _array(sizes, index[..., None])
         return self.values(_join(digits), dtype)
@@ -79,7 +79,7 @@ class Codes(NamedTuple):
         """
         if self.num_joint > MAX_CODES:
             raise ValueError(f"There are {self.num_joint} joint codes; expected at most {MAX_CODES} to number them.")
-        return self._replace(group=len(self.sizes)).of_index(index[..., None], dtype)
+        return self._replace(group=len(self.sizes)).of_indices(index[..., None], dtype)
 
     def quantize(self, outputs: Array) -> Array:
         """Finite scalar quantisation: outputs [..., L], any numbers -> z [..., L], whose gradient is straight through.
@@ -89,11 +89,9 @@ class Codes(NamedTuple):
         """
         n = np.array(self.sizes)
         half_range, offset = (n - 1) * (1 - EPS) / 2, np.where(n % 2 == 1, 0, 0.5)
-        shift, half_range, offset, half = (
-            _array(a, outputs) for a in (np.tan(offset / half_range), half_range, offset, self._half)
-        )
-        bounded = jnp.tanh(outputs + shift) * half_range - offset
-        return straight_through(jnp.round(bounded), bounded) / half
+        shift = _array(np.tan(offset / half_range), outputs)
+        bounded = jnp.tanh(outputs + shift) * _array(half_range, outputs) - _array(offset, outputs)
+        return straight_through(jnp.round(bounded), bounded) / _array(self._half, outputs)
 
     def log_probs(self, logits: Array) -> Array:
         """The log probability of each digit, [..., sum(sizes)] -> [..., V, N]; -inf from a variable's own size on."""
@@ -114,10 +112,11 @@ class Codes(NamedTuple):
 class Categoricals:
     """Independent variables of `codes`, each with its softmax probabilities: a posterior or a prior of codes.
 
-    `log_prob` and `kl` are those of the discrete distribution. Samples are codes if the temperature is 0. Otherwise they
-    are the relaxed ones of Gumbel-softmax, for one-hot vectors alone: softmax((logits + g) / temperature) with Gumbel
-    noise g (Jang et al. 2017, arXiv:1611.01144, equation 2; Maddison et al. 2017, arXiv:1611.00712). With
-    `straight_through` they are the codes argmax(logits + g), with the gradient of the relaxed samples (section 2.2).
+    `log_prob` and `kl` are those of the discrete distribution. Samples are codes if the temperature is 0. Otherwise
+    they are the relaxed ones of Gumbel-softmax, for one-hot vectors alone: softmax((logits + g) / temperature) with
+    Gumbel noise g (Jang et al. 2017, arXiv:1611.01144, equation 2; Maddison et al. 2017, arXiv:1611.00712). With
+    `straight_through` they are the codes argmax(logits + g), with the gradient of the relaxed samples (Jang et al.,
+    section 2.2).
 
     A relaxed sample is not a code and has no probability, so that `log_prob` raises ValueError. `kl` is that of the
     codes: a training objective, with which the ELBO at relaxed samples is not a bound. `discrete` gives the bound.
@@ -215,10 +214,13 @@ def discrete(vae: VAE) -> VAE:
 def usage(codes: Codes, z: Any) -> dict[str, Any]:
     """How much of the codes the examples z, [N, L], use.
 
-    codes_used, codes_never_used: how many codes occur and do not occur, over all groups. code_perplexity: exp(entropy) of
-    the frequencies of a group's codes, in 1 .. num_codes, averaged over the groups. `_by_group`: of each group.
+    codes_used, codes_never_used: how many codes occur and do not occur, over all groups. code_perplexity: exp(entropy)
+    of the frequencies of a group's codes, in 1 .. num_codes, averaged over the groups. `_by_group`: of each group.
+
+    z holds the most probable codes. How surely x decides them is another question, which the KL and the mutual
+    information answer: a posterior that has nearly collapsed may still use every code.
     """
-    index = np.asarray(codes.index(jnp.asarray(z)))
+    index = np.asarray(codes.indices(jnp.asarray(z)))
     used, perplexity = [], []
     for group in index.T:
         _, counts = np.unique(group, return_counts=True)

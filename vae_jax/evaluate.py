@@ -247,8 +247,8 @@ def active_units(mean: Any) -> int:
 
     mean: [N, L], or a pytree of such arrays. See Burda et al. 2016, section 5.1. The threshold is a share of the
     variance of N(0, I), so the count says little under a learned prior, whose scale is free. For a flow, and for the
-    latent that a hierarchy infers second, `mean` is not E_q[z] but a representative point: see `Flow` and `Chain`. Codes
-    have no such scale: see `latents`.
+    latent that a hierarchy infers second, `mean` is not E_q[z] but a representative point: see `Flow` and `Chain`.
+    Codes have no such scale: see `latents`.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return sum(int(np.sum(np.var(leaf, axis=0) > ACTIVE_VARIANCE)) for leaf in jax.tree.leaves(mean))

@@ -160,5 +160,5 @@ def moments(q: Any) -> dict[str, Array]:
     if isinstance(q, FullGaussian):
         arrays["log_var"] = jnp.log(jnp.sum(q.scale_tril**2, -1))
     if isinstance(q, Categoricals | PointCode):
-        arrays["code"] = q.codes.index(q.mean)
+        arrays["code"] = q.codes.indices(q.mean)
     return arrays

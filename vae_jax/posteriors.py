@@ -96,8 +96,8 @@ def categorical(
 
     In training, samples are relaxed (Gumbel-softmax at `temperature`), or codes with the gradient of the relaxed ones
     (`straight_through`). The KL is exact. With relaxed samples the training metrics are not those of the discrete VAE,
-    and its ELBO is not a bound. The evaluation, the samples and the exported functions always use codes. See Jang et al.
-    2017 (arXiv:1611.01144); `codes.Categoricals` has the formulas.
+    and its ELBO is not a bound. The evaluation, the samples and the exported functions always use codes. See Jang et
+    al. 2017 (arXiv:1611.01144); `codes.Categoricals` has the formulas.
     """
     if num_categories < 2:
         raise ValueError(f"num_categories is {num_categories}; expected at least 2.")

@@ -205,8 +205,8 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
     if codes and options.ais_chains:
         instead = "gives the exact log p(x) instead" if codes.num_joint <= MAX_EXACT else "gives a bound instead"
         raise UserError(
-            f"--ais_chains is {options.ais_chains}; expected none for posterior {config.posterior!r}, through whose codes "
-            f"no chain can move. Leave it out: evaluate {instead}."
+            f"--ais_chains is {options.ais_chains}; expected none for posterior {config.posterior!r}, through whose "
+            f"codes no chain can move. Leave it out: evaluate {instead}."
         )
     params = devices.place(params, devices.replicated(devices.make_mesh()))
     key = jax.random.key(options.seed)
@@ -279,8 +279,8 @@ def _continuous(options: Namespace) -> Restored:
     restored = _load(options)
     if build.make_codes(restored.config):
         raise UserError(
-            f"{options.run_dir} has the posterior {restored.config.posterior!r}, and between codes there are no points. "
-            "Use sample or reconstruct instead."
+            f"{options.run_dir} has the posterior {restored.config.posterior!r}, and between codes there are no "
+            "points. Use sample or reconstruct instead."
         )
     return restored
 

@@ -93,8 +93,9 @@ def protocol(config: Config, summary: dict[str, Any], limit: int | None = None, 
         text += f"NLL_EXACT: -{log_px} itself, by the sum over all values of z. "
     if "codes_used" in summary:
         text += (
-            "Codes: the most probable ones of each example, counted over all groups of variables of z. Their perplexity "
-            "is exp(entropy) of their frequencies, averaged over the groups. Few examples cannot use many codes."
+            "Codes: the most probable ones of each example, counted over all groups of variables of z. Their "
+            "perplexity is exp(entropy) of their frequencies, averaged over the groups. Few examples cannot use many "
+            "codes, and a posterior that has nearly collapsed may use all of them: see the KL."
         )
     else:
         text += f"Active units: latent dimensions whose posterior mean varies by more than {ACTIVE_VARIANCE}."
