@@ -56,6 +56,13 @@ def names_of_kind(kind):
     return sorted(members(KINDS[kind], kind.capitalize()))
 
 
+# The fields beside the posterior that a discrete one with three dimensions needs.
+CODED = {
+    "categorical": {"prior": "factorized_codes", "posterior_options": {"num_categories": 3}},
+    "fsq": {"prior": "uniform_codes", "posterior_options": {"levels": [4, 3, 2]}},
+}
+
+
 def jit(function, vae, **options):
     """function(params, key, x) of a VAE in one compilation: op by op, each operation would have its own."""
     return jax.jit(partial(function, vae=vae, **options))

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mostly_slow
-from helpers import KINDS, names_of_kind
+from helpers import CODED, KINDS, names_of_kind
 
-from vae_jax import build, generate
+from vae_jax import build, generate, priors
 from vae_jax.__main__ import main
 from vae_jax.cli import console
 from vae_jax.config import Config
@@ -34,13 +34,18 @@ OPTIONS = {
     "markov": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
     "hvae": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
 }
-FAMILIES = [{kind: name, **OPTIONS.get(name, {})} for kind in KINDS for name in names_of_kind(kind)]
+FAMILIES = [
+    {kind: name, **(CODED[name] if kind == "posterior" and name in CODED else OPTIONS.get(name, {}))}
+    for kind in KINDS
+    for name in names_of_kind(kind)
+    if not (kind == "prior" and name in priors.OF_CODES)  # these come with the posteriors of codes
+]
 FAMILIES += [
     {"conditional": True},
     {"conditional": True, "network": "convolutional", "hierarchy": "hvae", **OPTIONS["convolutional"]},
     {"hierarchy": "hvae", "prior": "vamp", **OPTIONS["hvae"], **OPTIONS["vamp"]},
 ]
-FAST = {"full_covariance", "real_nvp", "markov"}
+FAST = {"full_covariance", "real_nvp", "markov", "uniform_codes"}
 
 
 def is_fast(fields):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mostly_slow
-from helpers import jit, members
+from helpers import CODED, jit, members
 
 from vae_jax import build, likelihoods, networks, posteriors, priors
 from vae_jax.config import Config
@@ -78,7 +78,8 @@ def test_every_network_of_the_module_is_tested_here():
 )
 def test_every_combination_has_its_shapes(network, shape, likelihood, posterior):
     """No posterior meets a likelihood but through z, so each with every network is enough."""
-    vae = build.make_vae(config(network, likelihood=likelihood, posterior=posterior), info(shape))
+    fields = {"posterior": posterior, **CODED.get(posterior, {})}
+    vae = build.make_vae(config(network, likelihood=likelihood, **fields), info(shape))
 
     def pass_through(key, x):
         params = vae.init(key, x)

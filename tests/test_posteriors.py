@@ -8,21 +8,25 @@ from helpers import assert_within_errors, members
 
 from vae_jax import posteriors
 
-POSTERIORS = {
+POSTERIORS = {  # options, or a function of the number of dimensions that gives them
+    "categorical": lambda latent_dim: {"num_categories": latent_dim, "straight_through": True},
     "delta": {},
     "diagonal": {},
     "flow": {"num_couplings": 2, "hidden_size": 8, "context_size": 3},
+    "fsq": {"levels": (4,)},
     "full_covariance": {},
 }
+CODED = {"categorical", "fsq"}
 every = pytest.mark.parametrize("name", POSTERIORS)
-with_density = pytest.mark.parametrize("name", [name for name in POSTERIORS if name != "delta"])
+with_density = pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in ("delta", "fsq")])
 batches = pytest.mark.parametrize("batch", ((), (4,), (2, 3)), ids=str)
 
 
 def make(name, latent_dim, batch=()):
     """A posterior, its parameters, moved from where they begin, and outputs of an encoder."""
     rng = np.random.default_rng(0)
-    posterior = getattr(posteriors, name)(latent_dim, **POSTERIORS[name])
+    options = POSTERIORS[name]
+    posterior = getattr(posteriors, name)(latent_dim, **(options(latent_dim) if callable(options) else options))
     noisy = lambda a: a + 0.3 * rng.normal(size=a.shape).astype(np.float32)  # noqa: E731
     params = jax.tree.map(noisy, posterior.init(jax.random.key(1)))
     return posterior, params, noisy(jnp.zeros((*batch, posterior.num_outputs)))
@@ -53,7 +57,7 @@ def test_shapes(name, latent_dim, batch, key):
 def test_gradients_reach_every_output(name, key):
     posterior, params, outputs = make(name, 3, (2,))
     z_of = lambda outputs: posterior.build(params, outputs).sample(jax.random.clone(key))  # noqa: E731
-    assert np.all(jax.jit(jax.grad(lambda outputs: jnp.sum(z_of(outputs) ** 3)))(outputs) != 0)
+    assert np.all(jax.jit(jax.grad(lambda outputs: jnp.sum((z_of(outputs) + 2) ** 3)))(outputs) != 0)
 
 
 @with_density
@@ -66,7 +70,7 @@ def test_gradients_of_the_density_reach_every_output(name):
 
 @pytest.mark.parametrize(
     "name, latent_dim",
-    [*((name, 2) for name in POSTERIORS if name != "delta"), ("diagonal", 1), ("full_covariance", 1)],
+    [*((name, 2) for name in POSTERIORS if name not in {"delta", *CODED}), ("diagonal", 1), ("full_covariance", 1)],
 )
 def test_densities_integrate_to_one(name, latent_dim):
     posterior, params, outputs = make(name, latent_dim)
@@ -76,7 +80,7 @@ def test_densities_integrate_to_one(name, latent_dim):
     np.testing.assert_allclose(density.sum() * (axis[1] - axis[0]) ** latent_dim, 1, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in POSTERIORS if name != "flow"])
+@pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in ("flow", "categorical")])
 def test_samples_have_the_mean(name, key):
     posterior, params, outputs = make(name, 3, (2,))
     q = posterior.build(params, outputs)

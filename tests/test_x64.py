@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, train_flags
-from helpers import KINDS, names_of_kind, pca_data, pca_log_px, pca_params, pca_vae
+from helpers import CODED, KINDS, names_of_kind, pca_data, pca_log_px, pca_params, pca_vae
 
 from vae_jax import build, generate
 from vae_jax.annealing import annealed_log_weights
+from vae_jax.codes import discrete
 from vae_jax.config import Config
 from vae_jax.core import Examples, condition
 from vae_jax.data import inputs
@@ -75,8 +76,8 @@ MODELS = [
         "free_bits": 0.1,
     },
     {**CONVOLUTIONAL, "compute_dtype": "bfloat16", "posterior": "diagonal"},
-    {"likelihood": "student_t"},
-    {"likelihood": "laplace"},
+    {"likelihood": "student_t", "latent_dim": 3, "posterior": "categorical", **CODED["categorical"]},
+    {"likelihood": "laplace", "latent_dim": 3, "posterior": "fsq", **CODED["fsq"]},
     {"likelihood": "log_normal"},
     {"likelihood": "logistic_mixture"},
 ]
@@ -139,12 +140,13 @@ def test_a_float32_run_is_float32_in_64_bit_mode(fields, x64):
         made = [
             jax.value_and_grad(objective, has_aux=True)(params, keys[0], x, own),
             generate.sample(params, keys[1], own, len(x)),
+            generate.reconstruct(params, x, own),
             generate.interpolate(params, x, x, own, 3),
             generate.traverse(params, x[:1], one, 3),
             generate.moments(own.encode(params, x)),
-            log_weights(params, keys[2], x, own, num_samples=2),
+            log_weights(params, keys[2], x, discrete(own), num_samples=2),
         ]
-        if config.posterior != "delta":
+        if config.posterior not in {"delta", *CODED}:
             made.append(annealed_log_weights(params, keys[3], x, own, num_chains=2, num_steps=2))
         assert floats(made) == {dtype}
         return made

@@ -170,8 +170,10 @@ class Categoricals:
         """KL(q || p), [...], exact: the sum over the values of each variable. Raises ValueError for another p."""
         _check_codes(self.codes, p)
         log_q = self.codes.log_probs(self.logits)
-        log_ratio = log_q - expand_like(self.codes.log_probs(p.logits), log_q)
-        return jnp.sum(jnp.where(jnp.isneginf(log_q), 0, jnp.exp(log_q) * log_ratio), (-1, -2))
+        log_p = expand_like(self.codes.log_probs(p.logits), log_q)
+        absent = jnp.isneginf(log_q)  # q is 0 there: the ratio is replaced, so that no gradient is NaN
+        log_ratio = jnp.where(absent, 0, log_q) - jnp.where(absent, 0, log_p)
+        return jnp.sum(jnp.exp(log_q) * log_ratio, (-1, -2))
 
     def discrete(self) -> "Categoricals":
         return replace(self, temperature=0.0, straight_through=False)
@@ -204,8 +206,8 @@ def discrete(vae: VAE) -> VAE:
     A posterior says how by its method `discrete()`. All figures, samples and views of a trained VAE are of this one.
     """
 
-    def encode(params: Any, x: Any, *context: Any) -> Any:
-        q = vae.encode(params, x, *context)
+    def encode(params: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        q = vae.encode(params, x, *args, **kwargs)
         return q.discrete() if hasattr(q, "discrete") else q
 
     return vae._replace(encode=encode)
