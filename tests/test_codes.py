@@ -461,6 +461,30 @@ def test_the_closed_form_may_be_asked_for():
     prepare(**PAIRS, kl="analytic")
 
 
+OWN = """
+from vae_jax import posteriors, priors
+
+def posterior(latent_dim):
+    return posteriors.categorical(latent_dim, num_categories=2)
+
+def prior(codes):
+    return priors.factorized_codes(codes)
+"""
+
+
+def test_a_discrete_posterior_and_its_prior_may_come_from_outside(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = {name: f"{tmp_path / 'own.py'}:{name}" for name in ("posterior", "prior")}
+    params = prepare(**own).init(jax.random.key(0), jnp.asarray(X))
+    assert params["prior"]["logits"].shape == (4,)
+    assert build.make_codes(Config(latent_dim=4, **own)) == Codes((2, 2), one_hot=True)
+    prepare(**(own | {"prior": "uniform_codes"}))
+    config = Config(latent_dim=4, batch_size=1, kl="monte_carlo", **own)
+    data = DataInfo((6,), (), (0.0, 1.0), len(X), 0, 0, "", None)
+    with pytest.raises(UserError, match="no log q"):
+        build.check_objective(config, build.make_vae(config, data), data)
+
+
 # commands
 
 

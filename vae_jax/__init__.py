@@ -30,7 +30,7 @@ _NAMES = {
         "kl_standard_normal",
     ),
     "errors": ("UserError",),
-    "evaluate": ("make_annealed", "make_evaluate", "make_mutual_information", "summarize"),
+    "evaluate": ("make_annealed", "make_evaluate", "make_exact", "make_mutual_information", "summarize"),
     "generate": ("reconstruct", "sample"),
     "networks": ("Network",),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),

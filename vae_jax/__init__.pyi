@@ -59,6 +59,7 @@ from vae_jax.errors import UserError as UserError
 from vae_jax.evaluate import (
     make_annealed as make_annealed,
     make_evaluate as make_evaluate,
+    make_exact as make_exact,
     make_mutual_information as make_mutual_information,
     summarize as summarize,
 )

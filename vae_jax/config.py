@@ -95,9 +95,11 @@ class Config:
     likelihood: str = _setting("bernoulli",
         "p(x|z): the name of a function in vae_jax/likelihoods.py. For colour images choose discretized_logistic.")
     likelihood_options: dict[str, Any] = _setting({}, "Further arguments of the likelihood, as JSON.")
-    posterior: str = _setting("diagonal", "q(z|x): the name of a function in vae_jax/posteriors.py.")
+    posterior: str = _setting("diagonal",
+        "q(z|x): the name of a function in vae_jax/posteriors.py. categorical and fsq make z discrete.")
     posterior_options: dict[str, Any] = _setting({}, "Further arguments of the posterior, as JSON.")
-    prior: str = _setting("standard_normal", "p(z): the name of a function in vae_jax/priors.py.")
+    prior: str = _setting("standard_normal",
+        "p(z): the name of a function in vae_jax/priors.py. A discrete z needs uniform_codes or factorized_codes.")
     prior_options: dict[str, Any] = _setting({}, "Further arguments of the prior, as JSON.")
     hierarchy: str = _setting("",
         "Adds a second latent above z: the name of a function in vae_jax/hierarchies.py. Empty: there is one "
@@ -116,8 +118,8 @@ class Config:
     free_bits: float = _setting(0.0,
         "Free bits: each latent dimension's KL counts as at least this many nats in the loss.")
     kl: str = _setting("auto",
-        "The KL in the loss. auto: in closed form between Gaussians, else estimated from the samples. analytic: "
-        "only in closed form. monte_carlo: always estimated.", ("auto", "analytic", "monte_carlo"))
+        "The KL in the loss. auto: in closed form between Gaussians and of codes, else estimated from the samples. "
+        "analytic: only in closed form. monte_carlo: always estimated.", ("auto", "analytic", "monte_carlo"))
     num_samples: int = _setting(1, "Posterior samples K per example and step.", least=1)
     alpha: float = _setting(1.0, "The weight of -log p(x|z) in the loss.")
     beta: float = _setting(1.0, "The weight of the KL in the loss.")

@@ -43,7 +43,8 @@ def sample(key, num, label=None):
 def encode(x, label=None):
     """The mean of q(z | x) and, if q is Gaussian, its log_var, [N, L] each.
 
-    x: [N, *shape]; README.md says what a byte is.
+    x: [N, *shape]; README.md says what a byte is. If z is discrete, the mean is the most probable z, and `code` holds
+    the numbers of its codes, [N, G].
     """
     is_part = np.asarray(x).dtype == np.uint8 and _config()["bytes"]  # the byte v stands for v / 255
     x = np.asarray(x, np.float32) / np.float32(255 if is_part else 1)
