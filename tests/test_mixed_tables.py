@@ -12,6 +12,7 @@ from vae_jax.config import Config
 from vae_jax.data import datasets, kinds
 from vae_jax.data.tables import read_table
 from vae_jax.errors import UserError
+from vae_jax.show import pictures
 
 pytestmark = pytest.mark.robust
 
@@ -134,6 +135,10 @@ def test_every_command_takes_a_mixed_table(run, table, vae):
     assert figures["num_examples"] == 300
     for command in ("reconstruct", "encode", "report", "export"):
         vae(command, run, *(["--num_samples=5"] if command == "report" else []))
+    assert f"from the left: {HEADER.replace(',', ', ')}." in (run / "report.html").read_text()
+    low, high = pictures.range_of(load(run).data)
+    visits = read_table(table, missing=True, texts=True).x[:, 2]
+    assert low[2] < np.nanmin(visits) < np.nanmean(visits) < high[2] < 2 * np.nanmax(visits)
 
 
 def test_a_mixed_table_is_scored(run, table, vae, tmp_path):

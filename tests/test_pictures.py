@@ -64,6 +64,23 @@ def test_standardised_columns_have_a_range_each():
     )
 
 
+def test_columns_that_are_not_standardised_have_a_range_too():
+    """Those of a mixed table that `standardize` leaves alone, and all where it is off."""
+    spread = ((1e6, 50.0), (1e6, 10.0))
+    data = DataInfo((2,), (), (0.0, 4e6), 9, 0, 9, "", None, columns=("a", "b"), spread=spread)
+    for scaling in (None, ((1e6, 0.0), (1e6, 1.0))):
+        low, high = pictures.range_of(data._replace(scaling=scaling))
+        assert low.tolist() == [-1e6, 30] and high.tolist() == [3e6, 70]
+
+
+def test_vectors_in_a_picture_are_large_enough_to_see(tmp_path):
+    assert [pictures.columns_for(shape, 12) for shape in ((8, 8, 1), (6,), (30,), (200,))] == [12, 12, 3, 1]
+
+
+def test_a_missing_value_is_neither_black_nor_white():
+    assert pictures.grid(np.full((1, 1, 1, 1), np.nan, np.float32), 1)[1, 1] == LINE
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((6, 8, 8, 1), ()), ((6, 8, 8, 3), (3,)), ((6, 8, 8, 2), ()), ((6, 12), ()), ((1, 600, 600, 1), ())],
@@ -128,4 +145,4 @@ def test_failed_picture_leaves_the_good_one(tmp_path):
 
 def test_pixels_that_are_not_finite_are_drawn_without_a_warning():
     image = np.array([np.nan, np.inf, -np.inf, 0.5]).reshape(1, 2, 2, 1)
-    np.testing.assert_array_equal(pictures.grid(image, 1)[1:3, 1:3], [[0, 255], [0, 128]])
+    np.testing.assert_array_equal(pictures.grid(image, 1)[1:3, 1:3], [[LINE, 255], [0, 128]])

@@ -103,6 +103,9 @@ def test_without_it_one_line_advises(train, table, tmp_path, no_pictures, capsys
         train(tmp_path / "run", **fields)
     assert "--config.standardize=true" in capsys.readouterr().err
     scaling.advise(datasets.load("digits"))
+    rows = np.array([[1.0, 5e6], [2.0, 1e6], [3.0, 4e6]], np.float32)
+    part = datasets.load("digits").train._replace(x=rows)
+    scaling.advise(datasets.load("digits")._replace(train=part), (True, False))  # nothing that `standardize` changes
     assert capsys.readouterr().err == ""
 
 

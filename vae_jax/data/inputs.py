@@ -18,7 +18,7 @@ from vae_jax.config import COUNTS, Config
 from vae_jax.core import Examples, Likelihood, to_float
 from vae_jax.data import datasets, kinds, splits
 from vae_jax.data.files import Reading, check_memory, extremes, not_counts
-from vae_jax.data.scaling import Scaling, advise, measure, measure_columns
+from vae_jax.data.scaling import MAX_ELEMENTS, Scaling, advise, measure, measure_columns
 from vae_jax.data.splits import Dataset, Split
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
@@ -45,6 +45,7 @@ class DataInfo(NamedTuple):
     columns: tuple[str, ...] = ()  # the names of the columns of a table
     scaling: Scaling | None = None  # of `standardize`: the mean and the standard deviation of each element of x
     covariate_scaling: Scaling | None = None  # the same of each covariate
+    spread: Scaling | None = None  # the same of each column of a table, for pictures
 
     @property
     def context_size(self) -> int:
@@ -108,7 +109,7 @@ def load(
     if config.missing:
         _check_missing(dataset, config)
     if not config.standardize and not reading_of(config).counts:
-        advise(dataset)
+        advise(dataset, part and part.scaled)
     split = "validation" if dataset.validation else "test"
     data, label = describe(dataset, config, data_dir, part), getattr(dataset, split).label
     held_out = evaluation_examples(dataset, split, config, data.classes)
@@ -157,6 +158,7 @@ def describe(dataset: Dataset, config: Config, data_dir: str | None, part: Likel
         dataset.columns,
         measure(dataset, part and part.scaled) if config.standardize else None,
         measure_columns(c) if config.standardize and c is not None else None,
+        measure(dataset) if dataset.columns and x.shape[1] <= MAX_ELEMENTS else None,
     )
 
 

@@ -58,11 +58,15 @@ def _moments(chunks: Callable[[], Iterable[np.ndarray]], size: int) -> Scaling:
     return tuple(mean.astype(np.float32).tolist()), tuple(std.astype(np.float32).tolist())
 
 
-def advise(dataset: Dataset) -> None:
-    """Say in one line if the columns of a table have scales that a Gaussian of sigma 1 and a network hardly learn."""
+def advise(dataset: Dataset, scaled: tuple[bool, ...] | None = None) -> None:
+    """Say in one line if the columns of a table have scales that a Gaussian of sigma 1 and a network hardly learn.
+
+    scaled: as in `measure`. The other columns are left out.
+    """
     x, c = dataset.train.x, dataset.train.c
+    x = x if scaled is None else x[:, np.array(scaled, bool)]
     for what, values in (("columns", x if x.ndim == 2 and x.dtype == np.float32 else None), ("covariates", c)):
-        if values is None:
+        if values is None or not values.shape[1]:
             continue
         mean, std = (np.array(part) for part in measure_columns(values))
         least, most = float(min(std)), float(max(std))

@@ -228,6 +228,7 @@ def _checked(data: DataInfo) -> DataInfo:
         raise TypeError("fingerprint and data_dir are not text")
     data = data._replace(
         scaling=_scaling(data.scaling, prod(shape)),
+        spread=_scaling(data.spread, prod(shape)),
         covariate_scaling=_scaling(data.covariate_scaling, data.num_covariates),
     )
     if not all(isinstance(name, str) for name in data.columns):

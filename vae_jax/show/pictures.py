@@ -12,6 +12,8 @@ from vae_jax.data.inputs import DataInfo
 from vae_jax.run.metrics import NATS, names_in
 
 MAX_PIXELS = 2**27  # in one picture: few programs can open a larger one
+LINE = round(0.35 * 255)  # the grey between images
+STRIPS = 120  # pixels, about, of the strips of vectors in a row of a picture, which is then large enough to see
 DEVIATIONS = 2  # from the mean of a column, black to white
 
 Range = tuple[float, float] | tuple[np.ndarray, np.ndarray]  # what is drawn black and white, for each column if [D]
@@ -23,9 +25,10 @@ def range_of(data: DataInfo) -> Range:
     Vectors whose columns have a known mean and standard deviation have a range for each column, within
     DEVIATIONS standard deviations of its mean: else a column of large numbers would leave nothing to see of the others.
     """
-    if len(data.shape) > 1 or data.scaling is None:
+    spread = data.spread or data.scaling  # `scaling` leaves out the columns that `standardize` does not change
+    if len(data.shape) > 1 or spread is None:
         return data.range
-    mean, std = (np.array(part, np.float32) for part in data.scaling)
+    mean, std = (np.array(part, np.float32) for part in spread)
     return mean - DEVIATIONS * std, mean + DEVIATIONS * std
 
 
@@ -49,16 +52,24 @@ def area(shape: tuple[int, ...]) -> int:
 
 
 def grid(images: np.ndarray, columns: int, value_range: Range = (0.0, 1.0)) -> np.ndarray:
-    """Arrange images [N, H, W, C] as one uint8 picture, [H', W'] or [H', W', 3], with a grey pixel between them."""
+    """Arrange images [N, H, W, C] as one uint8 picture, [H', W'] or [H', W', 3], with a grey pixel between them.
+
+    NaN, a value that is missing, has the same grey.
+    """
     low, high = (np.asarray(end, np.float32).reshape(-1, 1) for end in value_range)  # of each column of an image
     num, height, width, channels = images.shape
     rows = -(-num // columns)
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), round(0.35 * 255), np.uint8)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), LINE, np.uint8)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        scaled = np.clip(np.nan_to_num((image - low) / np.maximum(high - low, 1e-12)), 0, 1)
-        canvas[top : top + height, left : left + width] = np.rint(scaled * 255)
+        scaled = np.clip((image - low) / np.maximum(high - low, 1e-12), 0, 1) * 255
+        canvas[top : top + height, left : left + width] = np.rint(np.where(np.isnan(scaled), LINE, scaled))
     return canvas[..., 0] if channels == 1 else canvas
+
+
+def columns_for(shape: tuple[int, ...], most: int) -> int:
+    """How many examples of a shape fit side by side, at most `most`: fewer of long vectors."""
+    return most if len(shape) > 1 else max(1, min(most, STRIPS // (shape[0] + 1)))
 
 
 def save_curves(path: Path, records: list[dict[str, Any]], names: Sequence[str] = ()) -> None:

@@ -21,6 +21,7 @@ from vae_jax.run import metrics
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures, views, webpage
 
+MOST_NAMES = 50  # of the columns of a table, in a caption
 ROWS, COLUMNS = 12, 11  # of the traversals: number of latent dimensions, and of values for each dimension
 
 
@@ -151,8 +152,12 @@ def _reconstructions(folder: Path, split: str, data: DataInfo) -> str:
     caption = f"{inputs} and, under each one, E[x | z] at its posterior mean z."
     if pictures.range_of(data) is not data.range:
         caption += (
-            f" Each column is black {pictures.DEVIATIONS} standard deviations below its mean, white as far above."
+            f" Each column is black {pictures.DEVIATIONS} standard deviations below its mean, white as far above. "
+            "A missing value has the grey of the lines."
         )
+    if data.columns and len(data.shape) == 1:
+        more = f" and {len(data.columns) - MOST_NAMES} more" if len(data.columns) > MOST_NAMES else ""
+        caption += f" The columns of an example, from the left: {', '.join(data.columns[:MOST_NAMES])}{more}."
     return webpage.pixels(folder / "reconstructions.png", caption)
 
 

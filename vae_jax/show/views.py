@@ -19,7 +19,7 @@ def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, va
     """Draw pairs of rows: inputs, and under each input its reconstruction."""
     x, own = examples.x, condition(vae, examples.context)
     y = jax.jit(lambda params, x: generate.reconstruct(params, x, own))(params, x)
-    columns = min(len(x), 12)
+    columns = min(len(x), pictures.columns_for(x.shape[1:], 12))
     num = len(x) // columns * columns
     rows = jnp.stack([a[:num].reshape(-1, columns, *x.shape[1:]) for a in (x, y)], 1)
     pictures.save_grid(path, rows.reshape(-1, *x.shape[1:]), columns, value_range)
@@ -27,7 +27,7 @@ def reconstructions(path: Path, vae: VAE, params: Params, examples: Examples, va
 
 def samples(path: Path, mean: Any, value_range: Range) -> None:
     """Draw a square grid of `mean`, which is E[x | z] at samples z of the prior."""
-    pictures.save_grid(path, mean, max(1, round(len(mean) ** 0.5)), value_range)
+    pictures.save_grid(path, mean, pictures.columns_for(mean.shape[1:], max(1, round(len(mean) ** 0.5))), value_range)
 
 
 def manifold(path: Path, vae: VAE, params: Params, value_range: Range, num: int = 20, **grid: Any) -> None:
