@@ -110,3 +110,10 @@ def test_a_stream_with_gaps_has_their_range_and_trains(train, tmp_path, no_pictu
     record = train(tmp_path / "run", likelihood="gaussian", **fields)
     assert np.isfinite(record["loss"])
     assert load(tmp_path / "run").data.range == (float(np.nanmin(x)), float(np.nanmax(x)))
+
+
+def test_a_column_that_no_training_example_has_is_named(train, tmp_path, no_pictures, capsys):
+    (tmp_path / "t.csv").write_text("a,b\n" + "1.5,\n2.5,NA\n" * 10)
+    fields = {"dataset": tmp_path / "t.csv", "missing": "true", "likelihood": "gaussian", "latent_dim": 2}
+    train(tmp_path / "run", **fields, batch_size=4, num_epochs=1)
+    assert "no training example has a value in 1 column ('b')" in capsys.readouterr().err

@@ -173,7 +173,10 @@ BAD = {
     "infinite": ("a\n1\n-Infinity\n", ["1 missing or infinite value, the first ('-Infinity') in line 3"]),
     "null": ("a\n1\nNULL\n", ["('NULL') in line 3"]),
     "missing in the first row of bools": ("a,b\nNA,1\ntrue,2\n", ["('NA') in line 2"]),
-    "text": ("a,b\n1,Rome\n2,Bern\n", ["1 column of text: 'b' ('Rome' in line 2)", "--config.label_column=NAME"]),
+    "text": (
+        "a,b\n1,Rome\n2,Bern\n",
+        ["1 column of text: 'b' ('Rome' in line 2)", "--config.label_column=NAME", "--config.likelihood=mixed"],
+    ),
     "one bad number": ("a,b\n1,2\n2,1.2.3\n", ["'b' ('1.2.3' in line 3)"]),
     "a dash": ("a,b\n1,2\n2,-\n", ["'b' ('-' in line 3)"]),
     "underscore": ("a,b\n1,2\n2,1_0\n", ["'b' ('1_0' in line 3)"]),
@@ -185,8 +188,8 @@ BAD = {
     "open quote": ('a,b\n1,"2\n3,4\n', ["the row in line 2", "unexpected end of data"]),
     "NUL": ("a,b\n1,2\n3,\0\n", ["line 3 holds a NUL byte"]),
     "long cell": ("a,b\n1," + "1" * 200_000 + "\n", ["the row in line 2", "field limit"]),
-    "latin-1": ("a,b\n1,\xfc\n".encode("latin-1"), ["utf-8", "0xfc"]),
-    "UTF-16": ("a,b\n1,2\n".encode("utf-16"), ["utf-8", "0xff"]),
+    "latin-1": ("a,b\n1,\xfc\n".encode("latin-1"), ["UTF-8", "0xfc"]),
+    "UTF-16": ("a,b\n1,2\n".encode("utf-16"), ["UTF-8", "0xff"]),
     "an archive": (b"PK\x03\x04\x14\x00\x08\x00", ["NUL byte"]),
     "many text columns": (
         ",".join(f"c{i}" for i in range(99)) + "\n" + ",".join("x" * 99) + "\n",

@@ -148,7 +148,10 @@ def _build(config: Config, data: DataInfo) -> VAE:
             f"context is {config.context!r}, for a conditional VAE without a hierarchy. Set --config.context=both."
         )
     if config.batch_size > data.num_train:
-        raise UserError(f"batch_size is {config.batch_size}; expected at most the {data.num_train} training examples.")
+        raise UserError(
+            f"batch_size is {config.batch_size}; expected at most the {data.num_train} training examples. Set "
+            f"--config.batch_size={data.num_train}."
+        )
     context_size = data.context_size if config.conditional else 0
     check_range(config, data.range, shape)
     if config.vae:

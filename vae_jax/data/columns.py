@@ -165,6 +165,11 @@ def refuse(faults: Faults, columns: Columns, source: str) -> None:
         advice = instead = "Leave text out of the file."
         if columns.label is None:
             advice = "Set --config.label_column=NAME if it is the label, or leave it out of the file."
+            if not set(texts) & {columns.names[i] for i in columns.covariates}:
+                advice = (
+                    "Set --config.label_column=NAME if it is the label, or --config.likelihood=mixed if it is a "
+                    "category, or leave it out of the file."
+                )
         if any(is_number(fault.cell.replace(",", ".", 1)) for fault in texts.values() if "," in fault.cell):
             advice = instead = "Write numbers with a point: 1.5, not 1,5."
         what = f"{plural(len(texts), 'column')} of text"

@@ -17,11 +17,13 @@ from vae_jax import progress
 from vae_jax.config import COUNTS, Config
 from vae_jax.core import Examples, Likelihood, to_float
 from vae_jax.data import datasets, kinds, splits
+from vae_jax.data.columns import some
 from vae_jax.data.files import Reading, check_memory, extremes, not_counts
 from vae_jax.data.scaling import MAX_ELEMENTS, Scaling, advise, measure, measure_columns
 from vae_jax.data.splits import Dataset, Split
 from vae_jax.data.streaming import Stream
 from vae_jax.errors import UserError
+from vae_jax.progress import plural
 
 BINARIZATION_SEED = 0  # for splits that are binarised once, and so in the same way in every run
 SPLITS = ("train", "validation", "test")
@@ -127,6 +129,13 @@ def _check_missing(dataset: Dataset, config: Config) -> None:
     where = " in memory" if dataset.stream else ""
     if count:
         progress.say(f"{dataset.name}: {count} of {num} values{where} are missing ({count / num:.1%}).")
+    x = dataset.train.x
+    if x.ndim == 2 and dataset.stream is None and (empty := np.flatnonzero(np.isnan(x).all(0))).size:
+        names = [dataset.columns[i] if dataset.columns else str(i) for i in empty]
+        progress.say(
+            f"{dataset.name}: no training example has a value in {plural(len(names), 'column')} ({some(names)}), so "
+            "that nothing is learned of it and `impute` cannot know it. Leave it out."
+        )
 
 
 def reading_of(config: Config) -> Reading:
