@@ -116,6 +116,23 @@ FLAGS = {
         ["hierarchy=hvae", 'hierarchy_options={"hidden_sizes": [0]}'],
         ["hidden_sizes is (0,)"],
     ),
+    "codes with the default prior": (
+        ["posterior=fsq", "latent_dim=4"],
+        ["needs a prior of codes", "Set --config.prior=uniform_codes"],
+    ),
+    "codes of a Gaussian": (["prior=uniform_codes"], ["needs a posterior of codes", "Set --config.posterior=fsq"]),
+    "levels that do not fit": (
+        ["posterior=fsq", "prior=uniform_codes", "latent_dim=6"],
+        ["latent_dim is 6; expected a multiple of the 4 levels"],
+    ),
+    "levels of text": (
+        ["posterior=fsq", "prior=uniform_codes", 'posterior_options={"levels": "8"}'],
+        ["levels is '8'; expected whole numbers"],
+    ),
+    "bound of relaxed samples": (
+        ["posterior=categorical", "prior=uniform_codes", "latent_dim=10", "objective=iwae"],
+        ["objective 'iwae' needs log q(z | x)", "straight_through"],
+    ),
     "free bits of a hierarchy": (["hierarchy=markov", "free_bits=0.1"], ["free_bits is 0.1", "no hierarchy"]),
     "free bits of a mixture": (["prior=mixture", "free_bits=0.1"], ["free_bits is 0.1", "prior=standard_normal"]),
     "free bits of a full covariance": (["posterior=full_covariance", "free_bits=1"], ["posterior=diagonal"]),

@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     kl: Array  # [N]
     log_px: Array | None  # [N], the importance bound of log p(x) with `num_samples` samples
     effective_sample_size: Array | None  # [N], (sum w)^2 / sum w^2 of the importance weights, from 1 to `num_samples`
-    mean: Any  # [N, L], the mean of q(z | x); a pytree of such arrays if z is a pytree
+    mean: Any  # [N, L], the mean of q(z | x), or the most probable codes; a pytree of such arrays if z is a pytree
     kl_by_dimension: Array | None  # [N, L]; None unless q and p are diagonal Gaussians
     pareto_k: Array | None = None  # [N], the tail of the importance weights; None below 21 samples. See `pareto_k`
 

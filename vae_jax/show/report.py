@@ -46,6 +46,7 @@ def page(
     result = jax.tree.map(np.asarray, result)
     layers = result.mean if isinstance(result.mean, dict) else {"z": result.mean}
     codes = build.make_codes(config)
+    point = "most probable code" if codes else "posterior mean"
     names = [f"{name}_{i + 1}" for name, z in layers.items() for i in range(z.shape[-1])]
     versions = json.loads((run_dir / "run.json").read_text("utf-8"))["versions"]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -61,12 +62,12 @@ def page(
             "Notes": [webpage.text(note) for note in summary.get("notes", ())],
             "Evaluation": _evaluation(summary, len(names), protocol(config, summary, limit, dataset)),
             "Learning curves": [_curves(folder, metrics.read(run_dir))],
-            "Reconstructions": [_reconstructions(folder, summary["split"], data)],
+            "Reconstructions": [_reconstructions(folder, summary["split"], data, point)],
             "Samples": [_samples(folder, config)],
             "Manifold": [_manifold(folder, data)],
             "Traversals": ["" if codes else _traversals(folder, restored, examples, result, names)],
-            "Posterior codes" if codes else "Posterior means": [
-                _scatter(folder, *layer, label, result.kl, classes) for layer in layers.items()
+            f"{point.capitalize()}s": [
+                _scatter(folder, *layer, label, result.kl, classes, point) for layer in layers.items()
             ],
             "KL by latent dimension": [_kl_by_dimension(folder, result.kl_by_dimension)],
             "Configuration": [_configuration(config)],
@@ -147,9 +148,9 @@ def _curves(folder: Path, records: list[dict[str, Any]]) -> str:
     return webpage.row(charts)
 
 
-def _reconstructions(folder: Path, split: str, data: DataInfo) -> str:
+def _reconstructions(folder: Path, split: str, data: DataInfo, point: str) -> str:
     inputs = "Inputs" if split == "all" else f"Inputs of the {split} split"
-    caption = f"{inputs} and, under each one, E[x | z] at its posterior mean z."
+    caption = f"{inputs} and, under each one, E[x | z] at its {point} z."
     if pictures.range_of(data) is not data.range:
         caption += (
             f" Each column is black {pictures.DEVIATIONS} standard deviations below its mean, white as far above. "
@@ -196,12 +197,12 @@ def _traversals(folder: Path, restored: Restored, examples: Examples, result: Ev
 
 
 def _scatter(
-    folder: Path, name: str, z: np.ndarray, label: np.ndarray | None, kl: Any, classes: tuple[str, ...]
+    folder: Path, name: str, z: np.ndarray, label: np.ndarray | None, kl: Any, classes: tuple[str, ...], point: str
 ) -> str:
     points, axes, what = _plane(name, z.astype(np.float64), kl)
     colour = "" if label is None else ", coloured by label"
     draw = partial(pictures.save_scatter, mean=points, label=label, names=axes, classes=classes)
-    return _chart(folder, draw, f"The posterior means of {len(z):,} examples{colour}: {what}.")
+    return _chart(folder, draw, f"The {point}s of {len(z):,} examples{colour}: {what}.")
 
 
 def _plane(name: str, z: np.ndarray, kl: np.ndarray) -> tuple[np.ndarray, tuple[str, ...], str]:
