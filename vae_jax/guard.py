@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.progress import plural
+from vae_jax.xla import loops
 
 MAX_IN_A_ROW = 100  # a run stops after this many skipped updates in a row
 TERMS = ("log_likelihood", "kl", "loss", "gradient")  # in the order in which they are computed
@@ -32,16 +33,17 @@ def check(guard: Guard, step: Array, metrics: Mapping[str, Array], grads: Any) -
     metrics: the objective's metrics and its `loss`. The squared norm of the gradient must be finite too, because an
     infinite one would ruin the second moments of an optimiser.
     """
-    squares = sum(jnp.sum(g * g) for g in jax.tree.leaves(grads))
-    values = [squares if name == "gradient" else metrics.get(name, jnp.zeros(())) for name in TERMS]
-    finite = jnp.stack([jnp.isfinite(value) for value in values])
-    taken = jnp.all(finite) & (guard.in_a_row < MAX_IN_A_ROW)
+    values = [metrics.get(name, jnp.zeros(())) for name in TERMS[:-1]]
+    taken = loops.all_finite(values, grads) & (guard.in_a_row < MAX_IN_A_ROW)
+    term = jnp.array(TERMS.index("gradient"), jnp.int32)  # if no other one is to blame
+    for n, value in reversed(list(enumerate(values))):
+        term = jnp.where(jnp.isfinite(value), term, n)
     first = ~taken & (guard.skipped == 0)
     return taken, Guard(
         guard.skipped + jnp.where(taken, 0, 1),
         jnp.where(taken, 0, jnp.minimum(guard.in_a_row + 1, MAX_IN_A_ROW)),
         jnp.where(first, step, guard.step),
-        jnp.where(first, jnp.argmin(finite).astype(jnp.int32), guard.term),
+        jnp.where(first, term, guard.term),
     )
 
 

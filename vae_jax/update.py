@@ -16,7 +16,7 @@ from vae_jax import guard
 from vae_jax.core import VAE, Examples, Params, condition
 from vae_jax.data.streaming import Stream, make_batches, read_ahead, steps_per_chunk
 from vae_jax.guard import Guard
-from vae_jax.xla import devices
+from vae_jax.xla import devices, loops
 
 _ORDER = 0xFFFFFFFF  # what the run's key folds in for the order of examples; no step is so large
 
@@ -106,8 +106,7 @@ def make_update(
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
             return params, opt_state, optax.incremental_update(params, state.ema, 1 - decay)
 
-        # A branch costs no time; selecting between old and new numbers would take a tenth of a step on CPU.
-        params, opt_state, ema = jax.lax.cond(taken, improve, lambda: (state.params, state.opt_state, state.ema))
+        params, opt_state, ema = loops.replace_if(taken, improve, (state.params, state.opt_state, state.ema))
         metrics["skipped"] = 1 - taken.astype(jnp.float32)
         return TrainState(state.step + 1, params, opt_state, ema, state.key, seen), metrics
 
@@ -124,6 +123,8 @@ def make_train(
     traced, so that one compilation serves every call. If `mesh` is given, each batch is split over its devices, while
     every device holds the whole state and all examples. Raises ValueError if there are too few examples for a batch.
     """
+
+    update = loops.traced_once(update)
 
     def train(state: TrainState, examples: Examples, num_steps: Array) -> tuple[TrainState, dict[str, Array]]:
         num_examples = examples.x.shape[0]
@@ -228,4 +229,4 @@ def _steps(
         }
         return state, jax.tree.map(jnp.add, sums, counted)
 
-    return jax.lax.fori_loop(0, num_steps, step, (state, sums))
+    return loops.repeat(step, num_steps, (state, sums))
