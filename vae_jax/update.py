@@ -153,7 +153,7 @@ def make_train(
             state, sums, left = carry
             batch, in_epoch = batches(state)
             count = jnp.minimum(left, in_epoch)
-            return *_steps(update, state, sums, batch, count), left - count
+            return *_steps(update, state, sums, batch, count, steps_per_epoch), left - count
 
         sums = _no_sums(update, state, lambda i: batches(state)[0](i))
         left = jnp.asarray(num_steps, jnp.int32)
@@ -173,6 +173,8 @@ def make_stream_train(
     decides the order of examples.
     """
 
+    update = loops.traced_once(update)
+
     def to_device(batches: np.ndarray) -> Array:
         return devices.place(batches, devices.batch_sharded(mesh, 1)) if mesh else jax.device_put(batches)
 
@@ -180,7 +182,7 @@ def make_stream_train(
         def batch(i: Array) -> Examples:
             return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, first + i, keepdims=False), batches)
 
-        return _steps(update, state, _no_sums(update, state, batch), batch, num_steps)
+        return _steps(update, state, _no_sums(update, state, batch), batch, num_steps, batches.x.shape[0])
 
     jit = partial(jax.jit, donate_argnums=0)
     jitted = jit(some, out_shardings=devices.replicated(mesh)) if mesh else jit(some)
@@ -212,21 +214,27 @@ def _no_sums(update: Update, state: TrainState, batch: Callable[[Array], Example
 
 
 def _steps(
-    update: Update, state: TrainState, sums: dict[str, Array], batch: Callable[[Array], Examples], num_steps: Array
+    update: Update,
+    state: TrainState,
+    sums: dict[str, Array],
+    batch: Callable[[Array], Examples],
+    num_steps: Array,
+    most: int,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after updates on batch(0), batch(1), ..., and `sums` plus the metrics of the updates.
 
-    A skipped update adds only to the sum of `skipped`.
+    A skipped update adds only to the sum of `skipped`. There are `num_steps` updates, at most `most`.
     """
 
-    def step(i: Array, carry: tuple[TrainState, dict[str, Array]]):
-        state, sums = carry
-        state, metrics = update(state, *batch(i))
+    def step(i: Array, carry: tuple[Array, tuple[Any, dict[str, Array]]]):
+        number, (rest, sums) = carry
+        state, metrics = update(TrainState(number, *rest), *batch(i))
         skipped = metrics.get("skipped", jnp.zeros(()))
         counted = {
             name: value if name == "skipped" else jnp.where(skipped > 0, jnp.zeros_like(value), value)
             for name, value in metrics.items()
         }
-        return state, jax.tree.map(jnp.add, sums, counted)
+        return state.step, (state[1:], jax.tree.map(jnp.add, sums, counted))
 
-    return loops.repeat(step, num_steps, (state, sums))
+    number, (rest, sums) = loops.repeat(step, num_steps, (state.step, (state[1:], sums)), most)
+    return TrainState(number, *rest), sums

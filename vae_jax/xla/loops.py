@@ -12,39 +12,42 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-T = TypeVar("T")
+T = TypeVar("T")  # a pytree of arrays
+A = TypeVar("A")
 
-TURNS = 32  # of a loop between two numbers that the host reads: a small share of the time, and of an epoch
-SMALL = 1024  # the elements of an array whose copy costs less than the start of a kernel
+TURNS = 32  # of a loop between two numbers that the host reads
+SMALL = 1024  # a copy of so many numbers costs less than the start of a kernel
 
 
-def repeat(body: Callable[[Array, T], T], count: Array, carry: T, most: int = TURNS) -> T:
-    """`lax.fori_loop(0, count, body, carry)`. Traces `body` three times, and XLA:GPU compiles it twice.
+def repeat(
+    body: Callable[[Array, tuple[A, T]], tuple[A, T]], count: Array, carry: tuple[A, T], most: int
+) -> tuple[A, T]:
+    """`lax.fori_loop(0, count, body, carry)`, where count is int32 [] and at most `most`.
 
-    most: a bound of `count` if one is known. On GPU, chunks of min(TURNS, most) turns run without the host, which then
-    reads one number; the host reads a number in each of the turns left over. Within the loop the small arrays of
-    `carry` are parts of one array for each type, so that one kernel writes all of them.
+    On GPU the host reads a number after each chunk of min(TURNS, most) turns, and in each of the turns that are left
+    over. So XLA:GPU compiles `body` twice. There the small arrays of carry[1] are one array within the loop, which one
+    kernel writes. Under `vmap` they all get an axis if one of them has it; carry[0] keeps what is to have none.
     """
     turns = max(1, min(TURNS, most))
 
-    def plain(count: Array, carry: T) -> T:
+    def plain(count: Array, carry: tuple[A, T]) -> tuple[A, T]:
         return lax.fori_loop(0, count, body, carry)
 
-    def in_chunks(count: Array, carry: T) -> T:
-        leaves, structure = jax.tree.flatten(carry)
+    def in_chunks(count: Array, carry: tuple[A, T]) -> tuple[A, T]:
+        leaves, structure = jax.tree.flatten(carry[1])
         shapes = [jax.typeof(leaf) for leaf in leaves]
 
-        def turn(i: Array, packed: list[Array]) -> list[Array]:
-            after = body(i, jax.tree.unflatten(structure, _unpack(packed, shapes)))
-            return _pack(jax.tree.leaves(after), shapes)
+        def turn(i: Array, packed: tuple[A, list[Array]]) -> tuple[A, list[Array]]:
+            apart, rest = body(i, (packed[0], jax.tree.unflatten(structure, _unpack(packed[1], shapes))))
+            return apart, _pack(jax.tree.leaves(rest), shapes)
 
-        def chunk(n: Array, packed: list[Array]) -> list[Array]:
+        def chunk(n: Array, packed: tuple[A, list[Array]]) -> tuple[A, list[Array]]:
             return lax.fori_loop(0, turns, lambda i, packed: turn(n * turns + i, packed), packed)
 
-        chunks = count // turns
-        packed = lax.fori_loop(0, chunks, chunk, _pack(leaves, shapes))
-        packed = lax.fori_loop(chunks * turns, count, turn, packed)
-        return jax.tree.unflatten(structure, _unpack(packed, shapes))
+        packed = carry[0], _pack(leaves, shapes)
+        packed = lax.fori_loop(0, count // turns, chunk, packed)
+        packed = lax.fori_loop(count // turns * turns, count, turn, packed)
+        return packed[0], jax.tree.unflatten(structure, _unpack(packed[1], shapes))
 
     return lax.platform_dependent(count, carry, cpu=plain, tpu=plain, default=in_chunks)
 
@@ -68,7 +71,7 @@ def replace_if(condition: Array, new: Callable[[], T], old: T) -> T:
 
 
 def all_finite(values: list[Array], tree: Any) -> Array:
-    """Whether `values`, floats [], and the sum of the squares of all numbers in a tree of arrays are finite, a bool []."""
+    """Whether `values`, numbers [], and the sum of the squares of all numbers of a tree are finite, as a bool []."""
 
     def by_array(values: list[Array], leaves: list[Array]) -> Array:
         squares = jnp.asarray(sum(jnp.sum(a * a) for a in leaves))
@@ -88,25 +91,29 @@ def _is_small(shape: Any) -> bool:
 
 
 def _pack(leaves: list[Any], shapes: list[Any]) -> list[Array]:
-    """The small arrays as one float32 vector, and then the other arrays. A whole number becomes two of 16 bits each."""
+    """The small arrays as one float32 vector, and then the others. A whole number becomes two floats, of 16 bits each.
+
+    So they are exact, and a derivative by a float passes, unlike through an array of bits.
+    """
 
     def floats(a: Array) -> Array:
-        return a.astype(jnp.float32) if a.dtype != jnp.int32 else jnp.stack([a >> 16, a & 0xFFFF]).astype(jnp.float32)
+        return a if a.dtype == jnp.float32 else jnp.stack([a >> 16, a & 0xFFFF]).astype(jnp.float32)
 
     pairs = list(zip(leaves, shapes, strict=True))
-    small = [jnp.ravel(floats(leaf)) for leaf, shape in pairs if _is_small(shape)]
-    return [jnp.concatenate(small)] * bool(small) + [leaf for leaf, shape in pairs if not _is_small(shape)]
+    small = [floats(leaf).ravel() for leaf, shape in pairs if _is_small(shape)]
+    others = [leaf for leaf, shape in pairs if not _is_small(shape)]
+    return [jnp.concatenate(small), *others] if small else others
 
 
 def _unpack(packed: list[Array], shapes: list[Any]) -> list[Array]:
     """The inverse of `_pack`: the arrays of `shapes`."""
     others, start = list(packed), 0
-    vector = others.pop(0) if any(map(_is_small, shapes)) else None
+    vector = others.pop(0) if any(map(_is_small, shapes)) else jnp.zeros(0)
 
     def take(shape: Any) -> Array:
         nonlocal start
-        first, start = start, start + shape.size
-        return vector[first:start].reshape(shape.shape)
+        start += shape.size
+        return vector[start - shape.size : start].reshape(shape.shape)
 
     def one(shape: Any) -> Array:
         if not _is_small(shape):
