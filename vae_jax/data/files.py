@@ -57,8 +57,8 @@ def reading(path: Path, expected: str, setting: str = "", instead: str = "") -> 
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnicodeDecodeError):
             raise UserError(
-                f"Cannot read {str(path)!r}: its text is not in UTF-8 (byte {error.object[error.start]:#x}). Save it in "
-                "UTF-8, which Excel calls CSV UTF-8."
+                f"Cannot read {str(path)!r}: its text is not in UTF-8 (byte {error.object[error.start]:#x}). Save it "
+                "in UTF-8, which Excel calls CSV UTF-8."
             ) from error
         what = f"Cannot read {str(path)!r}: {' '.join(reason.split())[:200]}. Expected {expected}."
         raise UserError(what, setting, instead) from error
