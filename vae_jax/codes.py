@@ -143,8 +143,8 @@ class Categoricals:
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         log_probs = self.codes.log_probs(self.logits)
-        perturbed = expand_like(log_probs, jnp.zeros((1,) * (len(sample_shape) + log_probs.ndim)))
-        perturbed = perturbed + jax.random.gumbel(key, sample_shape + log_probs.shape, log_probs.dtype)
+        noise = jax.random.gumbel(key, sample_shape + log_probs.shape, log_probs.dtype)
+        perturbed = expand_like(log_probs, noise) + noise
         z = self.codes.values(jnp.argmax(perturbed, -1), perturbed.dtype)
         if self.temperature == 0:
             return z
