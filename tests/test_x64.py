@@ -27,6 +27,8 @@ from vae_jax.core import Examples, condition
 from vae_jax.data import inputs
 from vae_jax.data.inputs import DataInfo
 from vae_jax.evaluate import make_evaluate
+from vae_jax.likelihoods import mixed
+from vae_jax.missing import observed
 from vae_jax.objectives import log_weights, negative_iwae
 from vae_jax.update import make_train
 
@@ -119,7 +121,18 @@ def states(config, vae):
 
 def test_every_member_is_tested():
     for kind in KINDS:
-        assert {fields.get(kind, getattr(Config, kind)) for fields in MODELS} >= set(names_of_kind(kind))
+        tested = {fields.get(kind, getattr(Config, kind)) for fields in MODELS}
+        assert tested | {"mixed"} >= set(names_of_kind(kind))  # mixed is of tables: see the next test
+
+
+def test_a_mixed_table_is_float32_in_64_bit_mode(x64):
+    columns = {"a": "real", "b": "positive", "c": "count", "d": "category:3", "e": "ordinal:3"}
+    part, x = mixed((5,), columns=columns), np.tile(np.float32([0.5, 2, 3, 1, 2]), (4, 1)) + np.float32(1e-3)
+    x[:, 2:] = np.floor(x[:, 2:])
+    params, outputs = part.init(jnp.asarray(x)), part.output_bias(part.average(jnp.asarray(x)))
+    p = observed(part, (5,)).build(params, outputs)
+    drawn = p.sample(jax.random.key(0), (2,))
+    assert floats((params, outputs, part.features(jnp.asarray(x)), p.mean, drawn, p.log_prob(drawn))) == {"float32"}
 
 
 def names_of(fields):
