@@ -17,14 +17,15 @@ pytestmark = pytest.mark.slow
 
 PACKAGES = {"cuda": ("jax_cuda13_plugin", "nvidia.cu13"), "tpu": ("libtpu",)}
 NETWORKS, DTYPES = ("mlp", "convolutional", "temporal"), ("float32", "bfloat16")
-# The most that a program may start one after the other; of training, in one step. XLA's choices move a few kernels.
+# The most that a program may start one after the other; of training, in one step. Two or three kernels more than XLA
+# makes now do not fail, but ten do.
 KERNELS = {
-    ("cuda", "training"): {"mlp": 46, "convolutional": 80, "temporal": 80},
-    ("cuda", "evaluation"): {"mlp": 110, "convolutional": 170, "temporal": 170},
-    ("cuda", "sampling"): {"mlp": 8, "convolutional": 16, "temporal": 16},
-    ("tpu", "training"): {"mlp": 80, "convolutional": 130, "temporal": 130},
-    ("tpu", "evaluation"): {"mlp": 110, "convolutional": 130, "temporal": 130},
-    ("tpu", "sampling"): {"mlp": 25, "convolutional": 40, "temporal": 40},
+    ("cuda", "training"): {"mlp": 52, "convolutional": 82, "temporal": 78},
+    ("cuda", "evaluation"): {"mlp": 120, "convolutional": 160, "temporal": 160},
+    ("cuda", "sampling"): {"mlp": 10, "convolutional": 18, "temporal": 18},
+    ("tpu", "training"): {"mlp": 78, "convolutional": 185, "temporal": 90},
+    ("tpu", "evaluation"): {"mlp": 100, "convolutional": 165, "temporal": 110},
+    ("tpu", "sampling"): {"mlp": 25, "convolutional": 30, "temporal": 32},
 }
 TURNS_KNOWN = {"training": [None, None, 32, None], "evaluation": [5], "sampling": [], "exported": []}
 
@@ -69,9 +70,12 @@ def test_nothing_moves_to_the_host_or_waits_for_it(programs):
 
 
 def test_training_on_four_devices_adds_up_once_a_step(programs):
+    """In bfloat16 twice: XLA joins only sums of one type."""
     for program in programs:
         training = program["program"] == "training" and program["devices"] > 1
-        assert (program["all_reduces"], program["other_collectives"]) == (int(training), [])
+        most = 1 + (program["dtype"] == "bfloat16")
+        assert program["all_reduces"] in (range(1, most + 1) if training else (0,))
+        assert program["other_collectives"] == []
 
 
 def test_a_step_starts_few_kernels(programs):
