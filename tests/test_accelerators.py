@@ -23,7 +23,7 @@ KERNELS = {
     ("cuda", "training"): {"mlp": 52, "convolutional": 82, "temporal": 78},
     ("cuda", "evaluation"): {"mlp": 120, "convolutional": 160, "temporal": 160},
     ("cuda", "sampling"): {"mlp": 10, "convolutional": 18, "temporal": 18},
-    ("tpu", "training"): {"mlp": 78, "convolutional": 185, "temporal": 90},
+    ("tpu", "training"): {"mlp": 78, "convolutional": 200, "temporal": 90},
     ("tpu", "evaluation"): {"mlp": 100, "convolutional": 165, "temporal": 110},
     ("tpu", "sampling"): {"mlp": 25, "convolutional": 30, "temporal": 32},
 }

@@ -1,1 +1,1 @@
-"""Everything specific to XLA: faster convolutions and matrix products, compiler options, many devices."""
+"""Everything specific to XLA: faster convolutions, matrix products and loops, compiler options, many devices."""
