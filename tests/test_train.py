@@ -114,6 +114,7 @@ def test_run_directory_describes_itself(digits_run):
         "columns": [],
         "scaling": None,
         "covariate_scaling": None,
+        "spread": None,
     }
     assert run["versions"]["jax"] == jax.__version__ and run["versions"]["python"] == sys.version.split()[0]
 
