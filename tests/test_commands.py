@@ -274,6 +274,7 @@ def test_encode_own_file(vae, digits_run, tmp_path):
     np.testing.assert_allclose(arrays["mean"], encoded(vae, digits_run, tmp_path)["mean"][:30], atol=1e-5)
 
 
+@pytest.mark.robust
 def test_a_run_on_a_relative_path_serves_from_anywhere(train, vae, tmp_path, monkeypatch):
     np.save(tmp_path / "own.npy", datasets.load("digits").test.x)
     monkeypatch.chdir(tmp_path)
@@ -321,6 +322,7 @@ def test_evaluation_takes_the_latent_apart(evaluation):
     assert parts == pytest.approx(evaluation["kl"], rel=1e-5) and evaluation["kl_aggregate"] > 0
 
 
+@pytest.mark.robust
 def test_annealed_importance_sampling_agrees_and_every_example_is_written(vae, digits_run, tmp_path):
     out = tmp_path / "each.npz"
     result = strict_json(
@@ -354,6 +356,7 @@ def test_the_bound_of_the_mutual_information_hides_what_is_left_of_the_kl(vae, d
     assert "kl_aggregate" not in few
 
 
+@pytest.mark.robust
 def test_the_best_checkpoint_says_on_which_split_it_was_chosen(vae, digits_run, conditional_run):
     flags = "--num_samples=1", "--limit=10", "--checkpoint=best"
     for run, split in ((digits_run, "test"), (conditional_run, "validation")):
@@ -379,6 +382,7 @@ def test_figures_that_are_not_finite_are_counted_and_null(vae, vectors_run, tmp_
     assert "figures of 3 of the 10 examples are not finite" in line
 
 
+@pytest.mark.robust
 def test_evaluation_in_bfloat16_is_nearly_that_in_float32(vae, digits_run):
     flags = "--num_samples=100", "--limit=100"
     exact = strict_json(vae("evaluate", digits_run, *flags))
@@ -387,6 +391,7 @@ def test_evaluation_in_bfloat16_is_nearly_that_in_float32(vae, digits_run):
     assert rounded["nll"] != exact["nll"] and rounded["nll"] == pytest.approx(exact["nll"], abs=0.05)
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("hierarchy", (pytest.param("markov", marks=pytest.mark.slow), "hvae"))
 def test_a_hierarchy_serves_every_command(train, vae, tmp_path, hierarchy):
     run = tmp_path / "run"
@@ -405,6 +410,7 @@ def test_a_hierarchy_serves_every_command(train, vae, tmp_path, hierarchy):
         vae("manifold", run)
 
 
+@pytest.mark.robust
 def test_bits_per_dim_are_of_discrete_data(train, vae, tmp_path):
     train(tmp_path / "run", likelihood="categorical", likelihood_options='{"num_levels": 17}', num_epochs=1)
     result = strict_json(vae("evaluate", tmp_path / "run", "--num_samples=2", "--limit=50"))
@@ -456,6 +462,7 @@ def test_evaluation_of_own_data(vae, vectors_run, tmp_path):
     assert result["split"] == "all"
 
 
+@pytest.mark.robust
 def test_own_data_without_splits_is_taken_whole_in_its_order_by_every_command(vae, digits_run, tmp_path, refused):
     """So that the figures of the examples pair with what is known of the rows."""
     x = datasets.load("digits").test.x[:26]

@@ -24,6 +24,8 @@ from vae_jax.data.inputs import DataInfo
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import export
 
+pytestmark = pytest.mark.robust
+
 FUNCTIONS = ("sample", "encode", "decode")
 SHAPE, NUM_CLASSES = (5, 4, 1), 3
 OPTIONS = {

@@ -19,6 +19,8 @@ from vae_jax.data import datasets, images
 from vae_jax.data.files import Reading
 from vae_jax.errors import UserError
 
+pytestmark = pytest.mark.robust
+
 TURNS = [Image.Transpose[name] for name in ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE")]
 TURNS += [Image.Transpose[name] for name in ("ROTATE_270", "TRANSVERSE", "ROTATE_90")]
 
@@ -389,7 +391,6 @@ def test_few_images_wait_for_a_slow_disk(monkeypatch):
     assert most <= 11  # 64 MB, and the part that is being written
 
 
-@pytest.mark.robust
 def test_memory_stays_flat_while_a_folder_is_decoded(tmp_path, no_cache):
     for i in range(600):
         photograph(64, 64, i).save(tmp_path / f"{i}.jpg")
@@ -403,7 +404,6 @@ def test_memory_stays_flat_while_a_folder_is_decoded(tmp_path, no_cache):
 # a run
 
 
-@pytest.mark.robust
 def test_a_folder_trains_streams_and_knows_its_classes(train, classes, tmp_path, no_pictures, capsys):
     fields = {"dataset": classes, "image_size": 8, "batch_size": 4, "num_epochs": 1, "conditional": "true"}
     train(tmp_path / "run", likelihood="discretized_logistic", **fields)

@@ -18,6 +18,8 @@ from vae_jax.run import ensemble
 from vae_jax.update import init_state, make_train, make_update
 from vae_jax.xla import loops
 
+pytestmark = pytest.mark.robust
+
 SMALL_VAE = mlp_vae((4,))
 NUM, BATCH_SIZE = 160, 2
 

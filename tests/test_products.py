@@ -13,6 +13,8 @@ from vae_jax.config import Config
 from vae_jax.data.inputs import DataInfo
 from vae_jax.xla.products import DTYPES, product
 
+pytestmark = pytest.mark.robust
+
 DATA = DataInfo((6, 6, 1), (), (0.0, 1.0), 200, 0, 10, "", None)
 
 

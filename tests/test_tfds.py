@@ -17,6 +17,8 @@ from test_datasets import to_tfrecord
 from vae_jax.data import datasets, tfds_records
 from vae_jax.errors import UserError
 
+pytestmark = pytest.mark.robust
+
 F = tfds.features
 GREY, COLOUR = F.Image(shape=(7, 5, 1)), F.Image(shape=(7, 5, 3))
 FORMATS = ["array_record", "tfrecord"]
