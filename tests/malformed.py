@@ -394,7 +394,7 @@ DATA = {
     "PostScript": (images(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"), ["Expected an 8-bit image"]),
     "two sizes": (
         images(saved("PNG"), png(9, 8)),
-        ["1.png", "has the size 9 x 8", "has 8 x 8. Give --config.image_size=64"],
+        ["1.png", "has the size 8 x 9", "has 8 x 8. Give --config.image_size=64"],
     ),
     "link out of the folder": (images(png(), links=["../outside.png"]), ["is a link out of its folder; put a copy"]),
     "link to a device": (images(links=["/dev/zero"]), ["holds no file ending in"]),

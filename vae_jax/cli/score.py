@@ -57,7 +57,8 @@ def score(options: Namespace) -> dict[str, Any]:
         return scores
 
     columns = scored(key, chosen.examples, f"examples of {name}")
-    figures = {} if unlikely is None else _figures(columns, np.isin(chosen.label, unlikely))
+    label = chosen.label
+    figures = {} if unlikely is None or label is None else _figures(columns, np.isin(label, unlikely))
     by = next(iter(columns))
     if trained:
         reference = scored(jax.random.fold_in(key, _TRAINING), trained.examples, "training examples")
