@@ -66,7 +66,7 @@ def test_numbers_are_counts_and_a_line_says_so(tmp_path, name, dtype, capsys):
     assert dataset.train.x.dtype == np.float32
     np.testing.assert_array_equal(every(dataset), np.array(sorted(x.tolist())))
     assert inputs.value_range(dataset) == (0, 250)
-    assert f"the largest is {250}, are taken as counts.\n" in capsys.readouterr().err
+    assert f"the whole numbers, at most {250}, are taken as counts.\n" in capsys.readouterr().err
 
 
 @files
@@ -83,7 +83,7 @@ def test_counts_of_any_size(tmp_path, name, capsys):
 def test_what_is_no_count_is_refused_with_its_place(tmp_path, name, value, said):
     x = sample().astype(np.float64)
     x[7, 4] = x[150, 1] = value
-    with pytest.raises(UserError, match=rf"no counts \(2; the first, {said}, in row 7, column 4\), expected 0, 1, 2"):
+    with pytest.raises(UserError, match=rf"not counts \(2; the first, {said}, in row 7, column 4\), expected 0, 1, 2"):
         load(write(tmp_path / name, x))
     if value < 0:
         with pytest.raises(UserError, match="the first, -1, in row 7, column 4"):
@@ -175,7 +175,7 @@ def test_a_run_of_counts_from_its_start_to_its_report(train, vae, tmp_path, refu
     other = write(tmp_path / "other.csv", sample(30, seed=1))
     assert json.loads(vae("evaluate", tmp_path / "run", f"--data={other}", "--num_samples=5"))["num_examples"] == 30
     halves = write(tmp_path / "halves.npy", x / 2)
-    assert "no counts" in refused(main, ["evaluate", tmp_path / "run", f"--data={halves}"])
+    assert "not counts" in refused(main, ["evaluate", tmp_path / "run", f"--data={halves}"])
     report = vae("report", tmp_path / "run", f"--out={tmp_path / 'report.html'}")
     assert "report.html" in report
     vae("sample", tmp_path / "run", "--num=3", f"--out={tmp_path / 'samples.npz'}")

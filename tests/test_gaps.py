@@ -49,6 +49,11 @@ def test_a_table_with_gaps_is_imputed_as_a_table(run, table, vae, tmp_path):
     np.testing.assert_allclose(full.x[7] / whole.std(0), whole.mean(0) / whole.std(0), atol=1)
 
 
+def test_the_case_of_an_ending_does_not_matter(run, table, vae, tmp_path):
+    vae("impute", run, f"--data={table[0]}", "--num_samples=5", f"--out={tmp_path}/full.CSV")
+    assert (tmp_path / "full.CSV").read_text().startswith("a,b,c,d,e,kind\n")
+
+
 def test_draws_are_completions_of_the_same_table(run, table, vae, tmp_path):
     vae("impute", run, f"--data={table[0]}", "--draws=3", "--num_samples=50", f"--out={tmp_path}/x.npz")
     with np.load(tmp_path / "x.npz") as arrays:

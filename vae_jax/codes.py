@@ -240,9 +240,8 @@ def usage(codes: Codes, z: Any) -> dict[str, Any]:
 
 def straight_through(value: Array, like: Array) -> Array:
     """`value`, with the gradient of `like`."""
-    return jax.lax.stop_gradient(value) + (
-        like - jax.lax.stop_gradient(like)
-    )  # adds exactly 0, unless it is not finite
+    zero = like - jax.lax.stop_gradient(like)  # exactly, unless it is not finite
+    return jax.lax.stop_gradient(value) + zero
 
 
 def _check_codes(codes: Codes, p: Any) -> None:

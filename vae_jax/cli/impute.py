@@ -28,7 +28,7 @@ def impute(options: Namespace) -> str:
         raise UserError(
             f"{options.run_dir} was trained without missing values. Train a run with --config.missing=true first."
         )
-    csv = options.out.suffix == ".csv"
+    csv = options.out.suffix.lower() == ".csv"
     if csv and (not (data.columns or inputs.is_mixed(config)) or options.draws):
         why = "the draws are tables" if options.draws else "the data is not a table"
         raise UserError(f"--out is {options.out}, and {why}. Give the name of an .npz file.")

@@ -150,7 +150,7 @@ def load_whole(name: str | os.PathLike[str], how: Reading = PLAIN) -> Dataset | 
 
 
 def _last(how: Reading) -> Reading:
-    """The same for images that are known to have their channels last, and whose bytes are no counts."""
+    """The same for images that are known to have their channels last, and whose bytes are not counts."""
     return how._replace(layout="nhwc", counts=False)
 
 

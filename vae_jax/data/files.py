@@ -384,7 +384,7 @@ def check_counts(count: int, first: list[int], value: float, ndim: int, source: 
     """Raise UserError if `count` is above 0. The first three are from `not_counts`; ndim: the axes of the array."""
     if count:
         raise UserError(
-            f"{source} holds numbers that are no counts ({count}; the first, {value:g}, in {_place(first, ndim)}), "
+            f"{source} holds numbers that are not counts ({count}; the first, {value:g}, in {_place(first, ndim)}), "
             "expected 0, 1, 2, ... Give the counts themselves, neither scaled nor centred, or another likelihood."
         )
 
@@ -392,7 +392,7 @@ def check_counts(count: int, first: list[int], value: float, ndim: int, source: 
 def log_counts(high: float, dtype: np.dtype, source: str) -> None:
     """Log that the numbers of a file up to `high` are taken as counts, and if float32 rounds some of them."""
     rounded = " float32 rounds counts beyond 2^24." if high > 2**24 and dtype != np.float32 else ""
-    progress.say(f"{source}: the whole numbers, of which the largest is {high:.0f}, are taken as counts.{rounded}")
+    progress.say(f"{source}: the whole numbers, at most {high:.0f}, are taken as counts.{rounded}")
 
 
 def check_finite(count: int, first: list[int], ndim: int, source: str, may_miss: bool) -> None:
