@@ -83,7 +83,7 @@ LAYERS = (
         "counts",
     },
     {"objectives", "bounds", "penalties", "guard", "annealing", "generate", "vae"},
-    {"update", "evaluate", "anomalies"},
+    {"update", "evaluate", "anomalies", "disentanglement"},
     {"optimizers", "losses"},
     {"build"},
     {"run"},
@@ -111,7 +111,7 @@ def test_imports_point_one_way(module):
         return
     (rank,) = (rank for rank, layer in enumerate(LAYERS) if part in layer)
     known = set().union(*LAYERS[: rank + 1])
-    if rank >= LAYERS.index({"update", "evaluate", "anomalies"}):
+    if rank >= LAYERS.index({"update", "evaluate", "anomalies", "disentanglement"}):
         known |= {"data"}  # training streams
     if rank >= LAYERS.index({"optimizers", "losses"}):
         known |= {"config", "names"}

@@ -132,6 +132,21 @@ def parse(argv: list[str]) -> Namespace:
         ),
     )
 
+    text = "How well each latent stands for one factor of the data: one JSON object on stdout, and a picture."
+    sub = command("disentangle", text, "disentangle.png")
+    data_flags(sub)
+    text = "Samples of z, for the information without bins. Default: %(default)s."
+    sub.add_argument("--num_samples", type=console.positive, default=5000, help=text)
+    sub.add_argument(
+        "--num_train",
+        type=console.positive,
+        default=1000,
+        help=(
+            "At most this many examples train the predictors of SAP and DCI, and as many others test them, by a fixed "
+            "permutation. Default: %(default)s."
+        ),
+    )
+
     sub = command(
         "report", "One HTML file of everything: figures, curves, pictures and the configuration.", "report.html"
     )

@@ -19,7 +19,7 @@ MAX_FLOAT = 3.4e38  # the limit of float32, beyond which a number becomes infini
 
 COUNTS = ("negative_binomial", "poisson", "zero_inflated_negative_binomial")  # likelihoods of counts
 # What names a data set, even if a file or folder has this name.
-DATASETS = ("digits", "mnist", "fashion_mnist", "kmnist")
+DATASETS = ("digits", "sprites", "mnist", "fashion_mnist", "kmnist")
 # The fields that may name code from outside: see names.py.
 PARTS = ("vae", "network", "likelihood", "posterior", "prior", "hierarchy", "objective", "optimizer")
 
@@ -39,8 +39,11 @@ class Config:
 
     # fmt: off
     dataset: str = _setting("digits",
-        "The data: digits (embedded), mnist, fashion_mnist, kmnist, another data set that tensorflow-datasets has "
-        "prepared, a .npy, .npz, .csv, .csv.gz, .tsv or .parquet file, or a folder of images.")
+        "The data: digits (embedded), sprites (drawn), mnist, fashion_mnist, kmnist, another data set that "
+        "tensorflow-datasets has prepared, a .npy, .npz, .csv, .csv.gz, .tsv or .parquet file, or a folder of images.")
+    dataset_options: dict[str, Any] = _setting({},
+        "Further arguments of the data set sprites, as JSON: image_size, num_shapes, num_scales, num_angles, "
+        "num_positions, antialias.")
     classes: tuple[int | str, ...] = _setting((), "Keep only the examples with these labels. Empty: keep all.")
     labels: bool = _setting(True, "The sub-folders of a folder of images are its classes. false: they are not.")
     image_size: tuple[int, ...] = _setting((),

@@ -13,7 +13,8 @@ from jax import Array
 
 from vae_jax import build, generate, progress
 from vae_jax.cli import console
-from vae_jax.cli.examples import load as examples_of
+from vae_jax.cli.disentangle import disentangle as disentangle
+from vae_jax.cli.examples import load as examples_of, moments
 from vae_jax.cli.impute import impute as impute
 from vae_jax.cli.score import score as score
 from vae_jax.cli.sweep import sweep as sweep
@@ -151,7 +152,7 @@ def manifold(options: Namespace) -> str:
 
 def encode(options: Namespace) -> str:
     restored = _load(options)
-    examples, label, names = examples_of(options, restored)
+    examples, label, names, *_ = examples_of(options, restored)
     if not options.data:
         data = restored.data
         progress.say(
@@ -160,14 +161,7 @@ def encode(options: Namespace) -> str:
             "every row of a file, in its order."
         )
 
-    @jax.jit
-    def batch(params, examples: Examples):
-        return generate.moments(condition(restored.vae, examples.context).encode(params, examples.x))
-
-    starts = range(0, len(examples.x), 2000)
-    chunks = [jax.tree.map(lambda a, i=i: a[i : i + starts.step], examples) for i in starts]
-    parts = [jax.tree.map(np.asarray, batch(restored.params, chunk)) for chunk in chunks]
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays = moments(restored, examples)
     if label is not None:
         arrays["label"] = np.array(names)[label] if names else label
     return console.write(options.out, lambda path: write_npz(path, arrays))
@@ -189,7 +183,7 @@ def evaluate(options: Namespace) -> dict[str, Any]:
 
 def report(options: Namespace) -> str:
     restored = _load(options)
-    examples, label, names = examples_of(options, restored, options.limit)
+    examples, label, names, *_ = examples_of(options, restored, options.limit)
     found = _evaluate(options, restored, examples)
     html = page(options.run_dir, restored, examples, label, *found, options.limit, options.data, names)
     return console.write(

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import build, progress
-from vae_jax.core import Examples
+from vae_jax import build, generate, progress
+from vae_jax.core import Examples, condition
 from vae_jax.data import datasets, inputs, kinds, splits
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
@@ -24,6 +24,8 @@ class Chosen(NamedTuple):
     examples: Examples  # as the model sees them
     label: np.ndarray | None  # [N]
     names: tuple[str, ...]  # of the labels 0, 1, ...; () if the labels are the numbers of the data
+    factors: np.ndarray | None = None  # [N, F], the true factors of variation
+    factor_names: tuple[str, ...] = ()
 
 
 class Trained(NamedTuple):
@@ -67,7 +69,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
     inputs.check_levels(dataset, config, likelihood and likelihood.num_levels)
     inputs.check_counts(dataset, config, likelihood is not None and likelihood.whole)
     examples = inputs.evaluation_examples(dataset, split, config, data.classes)
-    label = getattr(dataset, split).label
+    label, factors = getattr(dataset, split).label, getattr(dataset, split).factors
     given = 0 if examples.context is None else examples.context.shape[1]
     if config.conditional == "covariates" and given != data.num_covariates:
         raise UserError(
@@ -81,7 +83,21 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
         trained = ", ".join(map(str, config.classes))
         progress.say(f"{dataset.name}: examples of all its classes are taken; the VAE was trained on {trained}")
     few = jax.tree.map(lambda a: a[:limit], examples)
-    return Chosen(few, None if label is None else label[:limit], dataset.names)
+    few_labels, few_factors = (None if array is None else array[:limit] for array in (label, factors))
+    return Chosen(few, few_labels, dataset.names, few_factors, dataset.factors)
+
+
+def moments(restored: Restored, examples: Examples) -> dict[str, np.ndarray]:
+    """`generate.moments` of q(z | x) of all examples, in batches."""
+
+    @jax.jit
+    def batch(params, examples: Examples):
+        return generate.moments(condition(restored.vae, examples.context).encode(params, examples.x))
+
+    starts = range(0, len(examples.x), 2000)
+    chunks = [jax.tree.map(lambda a, i=i: a[i : i + starts.step], examples) for i in starts]
+    parts = [jax.tree.map(np.asarray, batch(restored.params, chunk)) for chunk in chunks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _of_known_labels(dataset: splits.Dataset, split: str, data: DataInfo) -> splits.Dataset:
@@ -127,13 +143,17 @@ def _dataset(options: Namespace, restored: Restored) -> datasets.Dataset:
             "Give the data with --data to use it all the same.",
         )
     data_dir = options.data_dir or _known_dir(restored.data, restored.config.dataset)
-    return _encoded(datasets.load(options.data, data_dir=data_dir, how=inputs.reading_of(restored.config)), restored)
+    config = restored.config
+    own = config.dataset_options if options.data == config.dataset else {}
+    return _encoded(
+        datasets.load(options.data, data_dir=data_dir, how=inputs.reading_of(config), options=own), restored
+    )
 
 
 def _trained_on(options: Namespace, restored: Restored, if_gone: str, if_changed: str) -> datasets.Dataset:
     """Load the data that the run was trained on. if_gone, if_changed: what to do then, for the error."""
     config, data, name = restored.config, restored.data, restored.config.dataset
-    if name != "digits" and not datasets.is_tfds(name) and not Path(name).exists():
+    if name not in datasets.EMBEDDED and not datasets.is_tfds(name) and not Path(name).exists():
         raise UserError(f"{name}, which the VAE was trained on, is not there. {if_gone}")
     dataset = datasets.load(
         name,
@@ -143,6 +163,7 @@ def _trained_on(options: Namespace, restored: Restored, if_gone: str, if_changed
         stream=config.stream,
         how=inputs.reading_of(config),
         features=config.features,
+        options=config.dataset_options,
     )
     dataset = _encoded(dataset, restored)
     if dataset.fingerprint != data.fingerprint:

@@ -32,7 +32,7 @@ def impute(options: Namespace) -> str:
     if csv and (not (data.columns or inputs.is_mixed(config)) or options.draws):
         why = "the draws are tables" if options.draws else "the data is not a table"
         raise UserError(f"--out is {options.out}, and {why}. Give the name of an .npz file.")
-    examples, label, names = examples_of(options, restored)
+    examples, label, names, *_ = examples_of(options, restored)
 
     def one(params, key, x, context):
         own = condition(vae, context)

@@ -13,14 +13,14 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from vae_jax import progress
-from vae_jax.config import DATASETS
+from vae_jax.config import DATASETS, check_option, unknown
 from vae_jax.data.files import (
     PLAIN,
     READERS,
@@ -46,6 +46,7 @@ from vae_jax.data.splits import (
     take,
     whole,
 )
+from vae_jax.data.sprites import sprites
 from vae_jax.data.streaming import num_test, open_stream
 from vae_jax.data.tables import SUFFIXES as TABLES, ending, read_table
 from vae_jax.errors import UserError
@@ -53,6 +54,7 @@ from vae_jax.errors import UserError
 SUFFIXES = (*READERS, *TABLES)
 _LISTED = ".npy, .npz, .csv, .csv.gz, .tsv, .tsv.gz or .parquet"
 NAMES = DATASETS
+EMBEDDED = ("digits", "sprites")  # which need no file
 # NAME or NAME/CONFIG, as tensorflow-datasets (TFDS) calls its data sets.
 _TFDS_NAME = re.compile(r"[a-z]\w{0,99}(/\w[\w.+-]{0,99})?", re.ASCII | re.IGNORECASE)
 
@@ -66,19 +68,22 @@ def load(
     stream: bool = False,
     how: Reading = PLAIN,
     features: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load a data set by name or from a path.
 
     name: one of
       `digits`: scikit-learn's 8x8 digits, float32 in [0, 1]; 1,500 train and 297 test, by a fixed permutation;
+      `sprites`: images of one shape each, uint8, with its factors: see `sprites.sprites`, which `options` go to;
       `mnist`, `fashion_mnist`, `kmnist`: their own 60,000 train and 10,000 test images, uint8;
       NAME or NAME/CONFIG: any other data set of images that TFDS (tensorflow-datasets) has prepared, as array_record
         or TFRecord files, such as `cifar10` or `celeb_a_hq/256`; a file or folder of that path goes first. Its train,
         test and validation splits are taken as they are; without a test split, its validation split serves as one, or
         else the last tenth of a fixed permutation. A line on stderr names all splits that are not taken. The images,
         uint8, must have one size; if all values are 0 and 1, they are taken as bools;
-      a `.npy` file with x; an `.npz` file with x (and y, c), or with x_train and x_test (and y_train, y_test, c_train,
-        c_test), where c are covariates, numbers of shape [N, C];
+      a `.npy` file with x; an `.npz` file with x (and y, c, f), or with x_train and x_test (and y_train, y_test,
+        c_train, c_test, f_train, f_test). Covariates c are numbers of shape [N, C]. The true factors of variation f
+        are whole numbers of shape [N, F];
       a `.csv`, `.tsv` or `.parquet` table, or a `.csv.gz` or `.tsv.gz`: see `tables.read_table`;
       a folder of images: see `images.read_folder`. Its sub-folders are the classes.
       x has the shape [N, D], [N, H, W] (taken as C = 1) or [N, H, W, C]. Floats become float32, and bools become 0 and
@@ -99,16 +104,21 @@ def load(
       image feature, and the only ClassLabel, or else the whole number that is called `label`, or else no label. Labels
       are left out, and a line on stderr says so, if one is -1, which means that it is unknown.
     how: how the user's own files and folders are read.
+    options: further arguments of `sprites`. It must be empty for other data.
 
     Raises UserError, which names the file if there is one, if the data cannot be loaded as described.
     """
     name = os.fspath(name)
     _check_features(features)
+    if options and name != "sprites":
+        raise UserError(
+            f"Got dataset_options={dict(options)}, which are for sprites; {name!r} takes none. Leave them out."
+        )
     if stream:
         if features:
             raise _no_features(name, features)
         return _streamed(name, classes, validation_size, how)
-    dataset = only_classes(_find(name, data_dir, tuple(features), how), classes)
+    dataset = only_classes(_find(name, data_dir, tuple(features), how, options or {}), classes)
     if dataset.validation is None:
         train, validation = hold_out(dataset.train, validation_size)
         return dataset._replace(train=train, validation=validation)
@@ -130,7 +140,7 @@ def is_tfds(name: str) -> bool:
     """Whether a name is looked for among the data sets of TFDS, since there is no file or folder of that path."""
     path = os.path.expanduser(name)
     if name in NAMES:
-        return name != "digits"
+        return name not in EMBEDDED
     return bool(_TFDS_NAME.fullmatch(name)) and Path(path).suffix not in READERS and not os.path.exists(path)
 
 
@@ -207,7 +217,13 @@ def _no_features(name: str, features: tuple[str, ...]) -> UserError:
     )
 
 
-def _find(name: str, data_dir: str | os.PathLike[str] | None, features: tuple[str, ...], how: Reading) -> Dataset:
+def _find(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    features: tuple[str, ...],
+    how: Reading,
+    options: Mapping[str, Any],
+) -> Dataset:
     """The train and test splits of a data set, and its validation split if it has its own."""
     root = Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
     if is_tfds(name):
@@ -221,6 +237,8 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None, features: tuple[st
         _refuse_unprepared(name, root)
     if features:
         raise _no_features(name, features)
+    if name == "sprites":
+        return _sprites(options)
     return _digits() if name == "digits" else _own(name, how)
 
 
@@ -269,6 +287,15 @@ def _streamed(name: str, classes: Iterable[int | str], validation_size: int, how
     stream, validation, test = open_stream(rows, validation_size)
     held_out = Split(validation, None) if validation_size else None
     return Dataset(name, Split(stream.x, None), held_out, Split(test, None), stream=stream)
+
+
+def _sprites(options: Mapping[str, Any]) -> Dataset:
+    known = get_type_hints(sprites)
+    for option, value in options.items():
+        if option not in (sprites.__kwdefaults__ or {}):
+            raise unknown("option of sprites", option, tuple(sprites.__kwdefaults__ or ()))
+        check_option(option, value, known[option])
+    return sprites(**options)
 
 
 def _digits() -> Dataset:

@@ -97,6 +97,7 @@ def load(
         stream=config.stream,
         how=reading_of(config),
         features=config.features,
+        options=config.dataset_options,
     )
     if config.standardize and config.binarization != "none":
         raise UserError(

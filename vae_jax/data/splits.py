@@ -29,6 +29,7 @@ class Split(NamedTuple):
     x: np.ndarray  # [N, H, W, C] or [N, D]; float32, or uint8 where the byte v stands for v/255
     label: np.ndarray | None  # int32, [N]
     c: np.ndarray | None = None  # covariates, float32, [N, C]
+    factors: np.ndarray | None = None  # the true factors of variation, int32, [N, F], which training does not see
 
 
 class Dataset(NamedTuple):
@@ -42,6 +43,7 @@ class Dataset(NamedTuple):
     columns: tuple[str, ...] = ()  # the names of the columns of a table
     texts: tuple[tuple[str, ...], ...] = ()  # of each column, the texts that its numbers 0, 1, ... stand for, if any
     stream: Stream | None = None  # every training example, if a file is read during training
+    factors: tuple[str, ...] = ()  # the names of the factors
 
     @property
     def num_train(self) -> int:
@@ -49,7 +51,7 @@ class Dataset(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of every array's shape, dtype and bytes: equal only for equal splits.
+        """16 hex digits of the SHA-256 of the shape, dtype and bytes of x, label and c: equal only for equal splits.
 
         A stream has the fingerprint of its file instead.
         """
@@ -57,7 +59,7 @@ class Dataset(NamedTuple):
             return self.stream.fingerprint
         digest = hashlib.sha256("\n".join(self.names).encode())
         for split in (self.train, self.validation, self.test):
-            for array in (None, None) if split is None else split if split.c is not None else split[:2]:
+            for array in (None, None) if split is None else split[: 2 if split.c is None else 3]:
                 digest.update(b"none" if array is None else f"{array.shape}{array.dtype.str}".encode())
                 if array is not None:
                     digest.update(np.ascontiguousarray(array).data)
@@ -66,14 +68,20 @@ class Dataset(NamedTuple):
 
 def whole(arrays: dict[str, np.ndarray], name: str, how: Reading) -> Dataset:
     (split,), names = parts(arrays, ("",), repr(name), how)
-    return Dataset(name, split, None, split, names)
+    return named_factors(Dataset(name, split, None, split, names))
+
+
+def named_factors(dataset: Dataset) -> Dataset:
+    """The data set with the names f_0, f_1, ... of its factors, if it has any."""
+    factors = dataset.train.factors
+    return dataset if factors is None else dataset._replace(factors=tuple(f"f_{i}" for i in range(factors.shape[1])))
 
 
 def named(arrays: dict[str, np.ndarray], *suffixes: str) -> bool:
-    """Whether arrays are x, and perhaps y and c, with each of the suffixes and nothing else."""
+    """Whether arrays are x, and perhaps y, c and f, with each of the suffixes and nothing else."""
     kinds = {name.partition("_")[0] for name in arrays}
     full = {kind + suffix for kind in kinds for suffix in suffixes}
-    return {"x"} <= kinds <= {"x", "y", "c"} and arrays.keys() == full
+    return {"x"} <= kinds <= {"x", "y", "c", "f"} and arrays.keys() == full
 
 
 def take(split: Split, index: np.ndarray) -> Split:
@@ -200,14 +208,25 @@ def _as_covariates(c: np.ndarray, n: int, source: str) -> np.ndarray:
     return c
 
 
+def _as_factors(f: np.ndarray, n: int, source: str) -> np.ndarray:
+    f, limits = f[:, None] if f.ndim == 1 else f, np.iinfo(np.int32)
+    if f.dtype.kind not in "buif" or f.ndim != 2 or len(f) != n or not f.shape[1]:
+        raise UserError(f"{source} holds {f.dtype} of shape {f.shape}; expected whole numbers of shape ({n}, F).")
+    if not np.all((f == np.rint(f)) & (f >= limits.min) & (f <= limits.max)):
+        raise UserError(
+            f"{source} holds factors that are not whole numbers of 32 bits. Number the values of each factor from 0."
+        )
+    return f.astype(np.int32)
+
+
 def parts(
     arrays: dict[str, np.ndarray], suffixes: tuple[str, ...], source: str, how: Reading
 ) -> tuple[list[Split], tuple[str, ...]]:
-    """The splits of arrays x, y and c with these suffixes, and the names of the labels."""
+    """The splits of arrays x, y, c and f with these suffixes, and the names of the labels."""
     splits: list[Split] = []
     labels: Sequence[np.ndarray | None] = [None] * len(suffixes)
     names: tuple[str, ...] = ()
-    of = {suffix: {kind: f"{kind}{suffix} of {source}" for kind in "xyc"} for suffix in suffixes}
+    of = {suffix: {kind: f"{kind}{suffix} of {source}" for kind in "xycf"} for suffix in suffixes}
     ys = [arrays[f"y{suffix}"] for suffix in suffixes if f"y{suffix}" in arrays]
     for y, suffix in zip(ys, suffixes, strict=False):
         if y.shape[:1] != (n := arrays[f"x{suffix}"].shape[:1]):
@@ -215,7 +234,15 @@ def parts(
     for suffix in suffixes:
         stored = channels_last(arrays[f"x{suffix}"], how.layout, of[suffix]["x"])
         x, c = as_images(stored, of[suffix]["x"], how), arrays.get(f"c{suffix}")
-        splits.append(Split(x, None, None if c is None else _as_covariates(c, len(x), of[suffix]["c"])))
+        factors = arrays.get(f"f{suffix}")
+        splits.append(
+            Split(
+                x,
+                None,
+                None if c is None else _as_covariates(c, len(x), of[suffix]["c"]),
+                None if factors is None else _as_factors(factors, len(x), of[suffix]["f"]),
+            )
+        )
         if x.dtype == np.uint8 and suffix != "_test":  # one line per file is enough
             log_integers(int(x.min()), int(x.max()), stored.shape, stored.dtype, of[suffix]["x"])
         elif how.counts and suffix != "_test":
@@ -233,7 +260,7 @@ def split_by_names(arrays: dict[str, np.ndarray], name: str, source: str, how: R
         n = len(whole.x)
         check_num(n, source)
         order, cut = permutation(n), n - max(1, n // 10)
-        return Dataset(name, take(whole, order[:cut]), None, take(whole, order[cut:]), names)
+        return named_factors(Dataset(name, take(whole, order[:cut]), None, take(whole, order[cut:]), names))
     if named(arrays, "_train", "_test"):
         (train, test), names = parts(arrays, ("_train", "_test"), source, how)
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
@@ -241,9 +268,12 @@ def split_by_names(arrays: dict[str, np.ndarray], name: str, source: str, how: R
                 f"{source} has x_train of shape {train.x.shape}, {train.x.dtype}, and x_test of shape {test.x.shape}, "
                 f"{test.x.dtype}; expected examples of one shape and type."
             )
-        return Dataset(name, train, None, test, names)
+        shapes = [split.factors.shape for split in (train, test) if split.factors is not None]
+        if len({shape[1] for shape in shapes}) > 1:
+            raise UserError(f"{source} has f_train and f_test of shapes {shapes}; expected as many factors in both.")
+        return named_factors(Dataset(name, train, None, test, names))
     advice = "Type np.savez(FILE, x=a, y=b) instead of np.savez(FILE, a, b)." if "arr_0" in arrays else "Rename them."
     raise UserError(
-        f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y, c), or x_train and x_test "
-        f"(and y_train, y_test, c_train, c_test). {advice}"
+        f"{source} holds the arrays {str(sorted(arrays))[:200]}; expected x (and y, c, f), or x_train and x_test "
+        f"(and y_train, y_test, c_train, c_test, f_train, f_test). {advice}"
     )

@@ -127,6 +127,22 @@ def save_bars(path: Path, values: np.ndarray) -> None:
     _save_figure(path, figure)
 
 
+def save_matrix(path: Path, values: np.ndarray, rows: Sequence[str], label: str) -> None:
+    """Draw numbers [R, L] as cells from 0 (white) to 1, one column for each latent dimension."""
+    num_rows, num_columns = values.shape
+    figure, (axis,) = _figure(1, (min(24, 4 + 0.45 * num_columns), min(24, 1.6 + 0.4 * num_rows)))
+    cells = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    step = -(-num_columns // 50)
+    axis.set_xticks(range(0, num_columns, step), [f"z_{i + 1}" for i in range(0, num_columns, step)], rotation=90)
+    axis.set_yticks(range(num_rows), [row[:40] for row in rows])
+    if num_columns <= 20 and num_rows <= 20:
+        for (i, j), value in np.ndenumerate(values):
+            color = "white" if value > 0.6 else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", size=8, color=color)
+    figure.colorbar(cells, ax=axis, label=label)
+    _save_figure(path, figure)
+
+
 @contextmanager
 def transparent(color: str) -> Iterator[None]:
     """Within the block, charts have no background, text and axes have this colour, and SVG files are reproducible."""
