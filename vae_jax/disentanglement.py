@@ -201,8 +201,8 @@ def _log_ratios(key: Array, index: Array, mean: Array, log_var: Array, group: Ar
 
 def _information(a: np.ndarray, b: np.ndarray) -> float:
     """The mutual information of two arrays of whole numbers, in nats."""
-    (_, i), (_, j) = np.unique(a, return_inverse=True), np.unique(b, return_inverse=True)
-    joint = np.zeros((i.max() + 1, j.max() + 1))
+    (values, i), (others, j) = np.unique(a, return_inverse=True), np.unique(b, return_inverse=True)
+    joint = np.zeros((len(values), len(others)))
     np.add.at(joint, (i, j), 1 / len(a))
     product = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     some = joint > 0

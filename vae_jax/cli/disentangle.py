@@ -88,8 +88,8 @@ def _check_latents(options: Namespace, restored: Restored) -> None:
     config = restored.config
     if build.make_codes(config):
         raise UserError(
-            f"{options.run_dir} has the posterior {config.posterior!r}, whose z is discrete; disentangle needs dimensions "
-            "that are numbers. Use a run with a continuous z, or evaluate, which measures the use of the codes."
+            f"{options.run_dir} has the posterior {config.posterior!r}, whose z is discrete; disentangle compares "
+            "numbers. Use a run with a continuous z, or the command evaluate, which measures the use of the codes."
         )
     draw = lambda params: restored.vae.prior(params).sample(jax.random.key(0), (1,))  # noqa: E731
     if config.hierarchy or len(jax.tree.leaves(jax.eval_shape(draw, restored.params))) != 1:

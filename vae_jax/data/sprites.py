@@ -32,8 +32,8 @@ def sprites(
     The factors are whole numbers from 0, in this order:
       shape: square, ellipse, heart. It is the label too;
       scale: from 0.5 to 1, where the radius of the circle around the shape is a quarter of the image;
-      angle: a turn of 2 pi / num_angles each. A square looks the same after a quarter of a turn, and an ellipse after a
-        half, so that some images are equal;
+      angle: turns of 2 pi / num_angles against the clock. A square looks the same after a quarter of a turn, and an
+        ellipse after a half, so that some images are equal;
       x, y: the centre, from 1/4 to 3/4 of the image, rightwards and downwards.
     The options with num_ say how many values each factor takes; a factor with one value is not listed. dSprites itself
     (Matthey et al. 2017) has image_size=64, num_angles=40 and num_positions=32.
@@ -78,8 +78,8 @@ def _draw(images: np.ndarray, shape: str, radius: float, angle: float, centres: 
     points = (np.arange(size * parts) + 0.5) / parts
     away = np.stack([(points + first - centre) / radius for first, centre in zip(firsts, centres, strict=True)])
     for j, dy in enumerate(away):
-        u = cos(angle) * away[:, None] + sin(angle) * dy[None, :, None]  # [x, size, size]
-        v = sin(angle) * away[:, None] - cos(angle) * dy[None, :, None]
+        u = cos(angle) * away[:, None] - sin(angle) * dy[None, :, None]  # [x, size, size]
+        v = -sin(angle) * away[:, None] - cos(angle) * dy[None, :, None]
         inside = _inside(shape, u, v).reshape(-1, size, parts, size, parts)
         grey = np.rint(255 * inside.mean((2, 4)))
         for i, first in enumerate(firsts):
