@@ -15,7 +15,18 @@ from vae_jax.config import Config
 
 pytestmark = pytest.mark.robust
 
-COMMANDS = ("sample", "reconstruct", "interpolate", "traverse", "manifold", "encode", "evaluate", "score", "report")
+COMMANDS = (
+    "sample",
+    "reconstruct",
+    "interpolate",
+    "traverse",
+    "manifold",
+    "encode",
+    "evaluate",
+    "score",
+    "disentangle",
+    "report",
+)
 
 
 # train.py: id -> (flags, parts of the line). Without a recipe of their own they train the digits.

@@ -108,7 +108,7 @@ def test_conditional(vae, conditional_run, tmp_path, command):
 
 
 ENDINGS = {
-    **{name: {".png"} for name in ("reconstruct", "interpolate", "traverse", "manifold")},
+    **{name: {".png"} for name in ("reconstruct", "interpolate", "traverse", "manifold", "disentangle")},
     **{
         "sample": {".png", ".npz", ".csv"},
         "encode": {".npz"},

@@ -1,7 +1,13 @@
 """Figures of disentanglement against the definitions of disentanglement_lib, quadrature, and cases of known answers."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
+from conftest import without_pictures
+from helpers import CODED
+from PIL import Image
 from scipy import stats
 from scipy.integrate import quad
 from sklearn.ensemble import GradientBoostingClassifier
@@ -9,6 +15,8 @@ from sklearn.metrics import mutual_info_score
 from sklearn.svm import LinearSVC
 
 from vae_jax import disentanglement
+from vae_jax.__main__ import main
+from vae_jax.data import datasets
 
 SIZES = (2, 3, 5)
 
@@ -206,3 +214,90 @@ def test_other_arrays_are_refused(codes, factors, words):
 def test_log_variances_of_another_shape_are_refused(key):
     with pytest.raises(ValueError, match=r"log_var has shape \(3, 1\)"):
         disentanglement.information_from_posterior(key, np.zeros((3, 2)), np.zeros((3, 1)), np.zeros((3, 1), int))
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def sprites_run(train, tmp_path_factory):
+    """A run on small sprites, of which one factor has one value. Leave it as it is."""
+    run_dir = tmp_path_factory.mktemp("runs") / "sprites"
+    grid = {"image_size": 8, "num_scales": 2, "num_angles": 1, "num_positions": 4}
+    with without_pictures():
+        train(run_dir, dataset="sprites", dataset_options=json.dumps(grid), num_epochs=3, latent_dim=4, batch_size=20)
+    return run_dir
+
+
+FIGURES = ("mig", "mig_q", "sap", "dci_disentanglement", "dci_completeness", "dci_informativeness")
+
+
+@pytest.mark.robust
+def test_the_command_writes_the_figures_of_the_codes_and_a_picture(vae, sprites_run, tmp_path):
+    text = vae("disentangle", sprites_run, "--split=train", "--num_samples=100", "--out", tmp_path / "m.png")
+    result = json.loads(text)
+    with Image.open(tmp_path / "m.png") as picture:
+        assert picture.width > 400 and picture.height > 100
+    assert list(result["factors"]) == ["shape", "scale", "x", "y"]
+    assert all(0 <= result[name] <= 1 for name in FIGURES) and result["num_train"] == 43
+    assert (result["num_examples"], result["num_samples"], result["split"]) == (87, 100, "train")
+    assert result["out"] == str(tmp_path / "m.png")
+
+    vae("encode", sprites_run, "--split=train", "--out", tmp_path / "z.npz")
+    grid = {"image_size": 8, "num_scales": 2, "num_angles": 1, "num_positions": 4}
+    factors = datasets.load("sprites", options=grid).train.factors
+    with np.load(tmp_path / "z.npz") as codes:
+        expected = disentanglement.mutual_information_gap(codes["mean"], factors)
+        key = jax.random.key(0)
+        information = disentanglement.information_from_posterior(
+            key, codes["mean"], codes["log_var"], factors, num_samples=100
+        )
+    assert [own["mig"] for own in result["factors"].values()] == pytest.approx(expected)
+    assert result["mig"] == pytest.approx(expected.mean())
+    np.testing.assert_allclose([own["information"] for own in result["factors"].values()], information, atol=1e-6)
+    again = vae("disentangle", sprites_run, "--split=train", "--num_samples=100", "--out", tmp_path / "m.png")
+    assert again == text
+
+
+@pytest.mark.robust
+def test_labels_and_factors_of_a_file_serve_too(vae, digits_run, vectors_run, tmp_path, capsys):
+    label = json.loads(vae("disentangle", digits_run, "--num_train=50", "--num_samples=50", f"--out={tmp_path}/a.png"))
+    assert list(label["factors"]) == ["label"] and label["factors"]["label"]["num_values"] == 10
+    rng = np.random.default_rng(0)
+    f = np.stack([np.zeros(60), rng.integers(0, 3, 60)], -1)
+    np.savez(tmp_path / "own.npz", x=rng.normal(3, 2, (60, 6)), f=f)
+    own = json.loads(vae("disentangle", vectors_run, f"--data={tmp_path}/own.npz", f"--out={tmp_path}/b.png"))
+    assert list(own["factors"]) == ["f_1"] and (own["split"], own["num_examples"]) == ("all", 60)
+    assert own["mig_q"] is not None and "one value in all examples: f_0." in capsys.readouterr().err
+
+
+@pytest.mark.robust
+def test_a_posterior_that_is_not_gaussian_has_no_figure_of_q(train, vae, tmp_path, capsys):
+    with without_pictures():
+        train(tmp_path / "run", num_epochs=1, posterior="flow", kl="monte_carlo")
+    result = json.loads(vae("disentangle", tmp_path / "run", "--num_train=30"))
+    assert "mig_q" not in result and "mig" in result and (tmp_path / "run" / "disentangle.png").exists()
+    assert "mig_q is left out" in capsys.readouterr().err
+
+
+@pytest.mark.robust
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"posterior": "fsq", "latent_dim": 3, **CODED["fsq"]}, "whose z is discrete"),
+        ({"hierarchy": "markov"}, "has several latents"),
+    ],
+)
+def test_other_latents_are_refused(train, refused, tmp_path, fields, words):
+    fields = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in fields.items()}
+    with without_pictures():
+        train(tmp_path / "run", num_epochs=1, **fields)
+    assert words in refused(main, ["disentangle", tmp_path / "run"])
+
+
+@pytest.mark.robust
+def test_data_without_factors_is_refused(refused, vectors_run, tmp_path):
+    assert "has no factors of variation" in refused(main, ["disentangle", vectors_run])
+    np.savez(tmp_path / "one.npz", x=np.zeros((9, 6), np.float32), f=np.ones((9, 2)))
+    line = refused(main, ["disentangle", vectors_run, f"--data={tmp_path}/one.npz"])
+    assert "(f_0, f_1) has one value in all 9 examples" in line

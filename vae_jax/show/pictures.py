@@ -128,7 +128,7 @@ def save_bars(path: Path, values: np.ndarray) -> None:
 
 
 def save_matrix(path: Path, values: np.ndarray, rows: Sequence[str], label: str) -> None:
-    """Draw numbers [R, L] as cells from 0 (white) to 1, one column for each latent dimension."""
+    """Draw numbers [R, L] as cells from 0 (white) to 1, one column per latent. Numbers below 0 count as 0."""
     num_rows, num_columns = values.shape
     figure, (axis,) = _figure(1, (min(24, 4 + 0.45 * num_columns), min(24, 1.6 + 0.4 * num_rows)))
     cells = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -138,7 +138,7 @@ def save_matrix(path: Path, values: np.ndarray, rows: Sequence[str], label: str)
     if num_columns <= 20 and num_rows <= 20:
         for (i, j), value in np.ndenumerate(values):
             color = "white" if value > 0.6 else "black"
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", size=8, color=color)
+            axis.text(j, i, f"{max(0.0, value):.2f}", ha="center", va="center", size=8, color=color)
     figure.colorbar(cells, ax=axis, label=label)
     _save_figure(path, figure)
 
