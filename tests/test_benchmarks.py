@@ -10,6 +10,7 @@ from argparse import Namespace
 import accelerator
 import accelerator_parts
 import anomalies
+import disentangle
 import headline
 import iwae
 import jax
@@ -17,7 +18,9 @@ import measure
 import numpy as np
 import ours
 import pytest
-from conftest import ROOT
+from conftest import ROOT, without_pictures
+
+from vae_jax.data.sprites import FACTORS
 
 
 def test_exponent_of_a_power_law():
@@ -89,6 +92,22 @@ def test_the_anomalies_are_the_malignant_rows_and_no_training_row_is_scored():
 def test_the_cells_of_a_contender_are_its_seeds_and_their_mean():
     assert anomalies.cells([(0.9, 0.5), (0.8, 0.7)]) == ["0.8500 (0.9000, 0.8000)", "0.6000 (0.5000, 0.7000)"]
     assert anomalies.cells(["skipped: it is missing"] * 2) == ["skipped: it is missing", ""]
+
+
+def test_a_figure_of_disentanglement_is_the_mean_of_the_seeds(capsys):
+    rows = {"a": [{"mig": 0.1}, {"mig": 0.3}], "b": [{"mig": 0.5}, {"mig": 0.5}]}
+    disentangle.table(rows)
+    assert capsys.readouterr().out.splitlines()[-1] == "| mig | 0.200 ± 0.100 | 0.500 ± 0.000 |"
+    assert disentangle.cell([0.25]) == "0.250"
+
+
+@pytest.mark.robust
+@pytest.mark.parametrize("objective", disentangle.CONTENDERS.values())
+def test_the_benchmark_of_disentanglement_runs_in_small_sizes(objective):
+    with without_pictures():
+        row = disentangle.measured(objective, 1, 2.0, 1, True)
+    assert row.keys() == {*disentangle.FIGURES, *disentangle.LOSSES, *(f"MIG of {name}" for name in FACTORS)}
+    assert np.isfinite(list(row.values())).all()
 
 
 @pytest.mark.parametrize("network", accelerator_parts.NETWORKS)

@@ -78,4 +78,4 @@ if __name__ == "__main__":
     common = (options.beta, options.num_epochs, options.tiny)
     rows = {name: [measured(kind, seed, *common) for seed in options.seeds] for name, kind in CONTENDERS.items()}
     table(rows)
-    print(json.dumps({name: seeds for name, seeds in rows.items()}))
+    print(json.dumps(rows))
