@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import statistics
+import sys
 import tempfile
 from functools import partial
 from typing import Any
@@ -112,9 +113,10 @@ if __name__ == "__main__":
     parser.add_argument("--num_epochs", type=int, default=45, help="(%(default)s)")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try it")
     options = parser.parse_args()
-    rows = {
-        name: [measured(*kind, seed, options.num_epochs, options.tiny) for seed in options.seeds]
-        for name, kind in contenders(options.beta).items()
-    }
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in contenders(options.beta)}
+    for seed in options.seeds:
+        for name, kind in contenders(options.beta).items():
+            rows[name].append(measured(*kind, seed, options.num_epochs, options.tiny))
+            print(json.dumps({"name": name, "seed": seed, **rows[name][-1]}), file=sys.stderr, flush=True)
     table(rows)
     print(json.dumps(rows))
