@@ -60,6 +60,10 @@ def names_of_kind(kind):
 CODED = {
     "categorical": {"prior": "factorized_codes", "posterior_options": {"num_categories": 3}},
     "fsq": {"prior": "uniform_codes", "posterior_options": {"levels": [4, 3, 2]}},
+    "vq": {
+        **{"prior": "uniform_codes", "objective": "vq"},
+        "posterior_options": {"num_codes": 4, "code_dim": 1, "restart_steps": 3},
+    },
 }
 
 

@@ -129,6 +129,10 @@ FLAGS = {
         ["posterior=fsq", "prior=uniform_codes", 'posterior_options={"levels": "8"}'],
         ["levels is '8'; expected whole numbers"],
     ),
+    "codebook that nothing trains": (
+        ["posterior=vq", "prior=uniform_codes", "latent_dim=4"],
+        ["never train the codebook", "Set --config.objective=vq"],
+    ),
     "bound of relaxed samples": (
         ["posterior=categorical", "prior=uniform_codes", "latent_dim=10", "objective=iwae"],
         ["objective 'iwae' needs log q(z | x)", "straight_through"],

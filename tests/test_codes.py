@@ -15,6 +15,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from vae_jax import build, codes, generate, posteriors, priors
 from vae_jax.__main__ import main
 from vae_jax.annealing import annealed_log_weights
+from vae_jax.codebooks import NearestCode
 from vae_jax.codes import Categoricals, Codes, PointCode
 from vae_jax.config import Config
 from vae_jax.core import Examples
@@ -244,7 +245,14 @@ MODELS = {
         "prior": "factorized_codes",
         "latent_dim": 2,
     },
+    "vq": {
+        "posterior": "vq",
+        "posterior_options": {"num_codes": 5, "code_dim": 2},
+        "prior": "factorized_codes",
+        "latent_dim": 4,
+    },
 }
+POINTS = ("fsq", "vq")  # all the mass of whose q(z | x) is at one code
 every = pytest.mark.parametrize("name", MODELS)
 
 
@@ -253,13 +261,14 @@ def config_of(name, **fields):
 
 
 def model(name, **fields):
-    """A VAE of six binary pixels whose parameters are moved from where they begin, and what its codes are."""
+    """A VAE of six binary pixels, parameters moved from where they begin, and its codes, by those of the prior."""
     config = config_of(name, **fields)
     classes = (0, 1, 2) if config.conditional else ()
     vae = build.make_vae(config, DataInfo((6,), classes, (0.0, 1.0), len(X), 0, 0, "", None))
     rng = np.random.default_rng(0)
     move = lambda a: a + 0.3 * rng.normal(size=a.shape).astype(np.float32)  # noqa: E731
-    return vae, jax.tree.map(move, vae.init(jax.random.key(0), jnp.asarray(X))), build.make_codes(config)
+    params = jax.tree.map(move, vae.init(jax.random.key(0), jnp.asarray(X)))
+    return vae, params, vae.prior(params).codes
 
 
 def by_hand(vae, params, what, context=None):
@@ -270,7 +279,7 @@ def by_hand(vae, params, what, context=None):
     mean = np.asarray(jax.jit(vae.decode)(params, z, *args).mean, np.float64)
     log_p = sum(log_softmax(own)[digits[:, i]] for i, own in enumerate(parts(what, vae.prior(params).logits)))
     log_joint = log_p[:, None] + np.log(np.where(X == 1, mean, 1 - mean)).sum(-1)
-    if isinstance(q, PointCode):
+    if isinstance(q, PointCode | NearestCode):
         same = np.all(np.asarray(z) == np.asarray(q.mean), -1)
         return log_joint, np.where(same, 0, -np.inf)
     log_q = sum(log_softmax(own, -1)[:, digits[:, i]] for i, own in enumerate(parts(what, q.logits)))
@@ -304,7 +313,7 @@ def test_bounds_rise_from_the_elbo_to_the_exact_log_px(name, key):
     log_w = np.asarray(jit(log_weights, codes.discrete(vae), num_samples=20_000)(params, key, X), np.float64)
     assert_within_errors(log_w, elbo)
     bounds = [elbo, *(np.mean(logsumexp(log_w.reshape(-1, k, 3), 1) - np.log(k), 0) for k in (5, 50)), exact]
-    if name == "fsq":  # its samples are all the same
+    if name in POINTS:  # its samples are all the same
         np.testing.assert_allclose(bounds[1:3], [elbo] * 2, rtol=1e-5)
         assert np.all(elbo < exact)
         return
@@ -362,7 +371,7 @@ def test_the_mutual_information_is_that_of_the_codes(name, key):
 
 
 def test_gradients_reach_every_parameter(key):
-    for name in MODELS:
+    for name in MODELS.keys() - {"vq"}:  # see test_codebooks.py
         vae, params, _ = model(name)
         loss = lambda params, key, vae=vae: negative_elbo(params, key, X, vae, num_samples=3)[0]  # noqa: E731
         grads = jax.jit(jax.grad(loss))(params, jax.random.clone(key))
@@ -395,6 +404,7 @@ def prepare(**fields):
 
 
 FSQ = {"posterior": "fsq", "prior": "uniform_codes"}
+VQ = {"posterior": "vq", "prior": "uniform_codes", "objective": "vq"}
 PAIRS = {"posterior": "categorical", "posterior_options": {"num_categories": 2}, "prior": "uniform_codes"}
 REFUSED = {
     "default prior": (
@@ -442,6 +452,21 @@ REFUSED = {
         "temperature is 0.*; expected a positive number",
         None,
     ),
+    "a codebook that nothing trains": (VQ | {"objective": "elbo"}, "--config.objective=vq.", {"objective": "vq"}),
+    "a codebook that importance weights do not train": (
+        VQ | {"objective": "iwae", "num_samples": 3, "estimator": "dreg"},
+        "Set --config.objective=vq --config.num_samples=1 --config.estimator=pathwise.",
+        {"objective": "vq", "num_samples": 1, "estimator": "pathwise"},
+    ),
+    "no codebook": (
+        {"objective": "vq"},
+        "'diagonal'. Set --config.posterior=vq --config.prior=uniform_codes",
+        {"posterior": "vq", "prior": "uniform_codes"},
+    ),
+    "vectors of another size": (VQ | {"latent_dim": 6}, "latent_dim is 6; expected a multiple", {"latent_dim": 8}),
+    "one vector": (VQ | {"posterior_options": {"num_codes": 1}}, "num_codes is 1; expected 2 to", None),
+    "restarts": (VQ | {"posterior_options": {"restart_steps": -1}}, "expected at least 0", None),
+    "samples of a codebook": (VQ | {"num_samples": 2}, "which objective 'vq' does not use", {"num_samples": 1}),
     "codes as an option": (FSQ | {"prior_options": {"codes": 1}}, "no option 'codes'. Its options: none", None),
 }
 
@@ -500,8 +525,8 @@ def run_dir(request, train, tmp_path_factory):
 @pytest.mark.robust
 def test_a_run_says_how_much_of_its_codes_it_uses(run_dir, vae, tmp_path):
     result = json.loads(vae("evaluate", run_dir, "--num_samples=40", f"--per_example={tmp_path / 'each.npz'}"))
-    num = build.make_codes(checkpoints.load(run_dir).config).num_codes
-    assert result["codes_used"] + result["codes_never_used"] == num
+    what = build.make_codes(checkpoints.load(run_dir).config)
+    assert result["codes_used"] + result["codes_never_used"] == what.num_groups * what.num_codes
     assert "active_units" not in result and 1 <= result["code_perplexity"] <= result["codes_used"]
     assert result["elbo"] <= -result["nll"] + 1e-5 and -result["nll"] <= result["nll_exact"] * -1 + 0.05
     with np.load(tmp_path / "each.npz") as each:
@@ -514,7 +539,8 @@ def test_a_run_says_how_much_of_its_codes_it_uses(run_dir, vae, tmp_path):
 def test_commands_of_codes(run_dir, vae, refused, tmp_path):
     vae("encode", run_dir, "--out", tmp_path / "e.npz")
     vae("sample", run_dir, "--num=5", "--out", tmp_path / "s.npz")
-    what = build.make_codes(checkpoints.load(run_dir).config)
+    restored = checkpoints.load(run_dir)
+    what = restored.vae.prior(restored.params).codes
     with np.load(tmp_path / "e.npz") as encoded, np.load(tmp_path / "s.npz") as drawn:
         np.testing.assert_array_equal(what.of_indices(jnp.asarray(encoded["code"])), encoded["mean"])
         np.testing.assert_array_equal(what.values(what.digits(jnp.asarray(drawn["z"]))), drawn["z"])
@@ -527,8 +553,9 @@ def test_commands_of_codes(run_dir, vae, refused, tmp_path):
 
 
 @pytest.mark.robust
-def test_a_resumed_run_is_an_unbroken_one(train, tmp_path):
-    fields = {"posterior": "categorical", "latent_dim": 3, **CODED["categorical"]}
+@pytest.mark.parametrize("name", ("categorical", "vq"))
+def test_a_resumed_run_is_an_unbroken_one(name, train, tmp_path):
+    fields = {"posterior": name, "latent_dim": 3, **CODED[name], "ema_decay": 0.9}
     fields = {n: json.dumps(v) if isinstance(v, dict) else v for n, v in fields.items()}
     train(tmp_path / "a", **fields, num_epochs=1)
     for name in ("a", "b"):

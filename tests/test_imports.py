@@ -68,6 +68,7 @@ def test_the_foundations_import_at_most_jax_and_errors(module):
 LAYERS = (
     {"errors", "progress", "core", "checks", "xla"},
     {
+        "codebooks",
         "codes",
         "distributions",
         "likelihoods",

@@ -15,10 +15,11 @@ POSTERIORS = {  # options, or a function of the number of dimensions that gives 
     "flow": {"num_couplings": 2, "hidden_size": 8, "context_size": 3},
     "fsq": {"levels": (4,)},
     "full_covariance": {},
+    "vq": {"num_codes": 5, "code_dim": 1},
 }
-CODED = {"categorical", "fsq"}
+CODED = {"categorical", "fsq", "vq"}
 every = pytest.mark.parametrize("name", POSTERIORS)
-with_density = pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in ("delta", "fsq")])
+with_density = pytest.mark.parametrize("name", [name for name in POSTERIORS if name not in ("delta", "fsq", "vq")])
 batches = pytest.mark.parametrize("batch", ((), (4,), (2, 3)), ids=str)
 
 

@@ -80,6 +80,7 @@ MODELS = [
     {**CONVOLUTIONAL, "compute_dtype": "bfloat16", "posterior": "diagonal"},
     {"likelihood": "student_t", "latent_dim": 3, "posterior": "categorical", **CODED["categorical"]},
     {"likelihood": "laplace", "latent_dim": 3, "posterior": "fsq", **CODED["fsq"]},
+    {"latent_dim": 3, "posterior": "vq", **CODED["vq"], "ema_decay": 0.5},
     {"likelihood": "log_normal"},
     {"likelihood": "logistic_mixture"},
 ]

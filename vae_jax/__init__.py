@@ -34,14 +34,14 @@ _NAMES = {
     "generate": ("reconstruct", "sample"),
     "networks": ("Network",),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),
-    "penalties": ("negative_capacity", "negative_dip", "negative_mmd", "negative_total_correlation"),
+    "penalties": ("negative_capacity", "negative_dip", "negative_mmd", "negative_total_correlation", "negative_vq"),
     "posteriors": ("Posterior",),
     "priors": ("Prior",),
     "run.checkpoints": ("load",),
     "run.weights": ("save",),
     "update": ("TrainState", "Training", "init_state", "make_train", "make_training", "make_update"),
 }
-_MODULES = {*_NAMES, "anomalies", "build", "codes", "flows", "hierarchies", "likelihoods", "vae"} - {
+_MODULES = {*_NAMES, "anomalies", "build", "codebooks", "codes", "flows", "hierarchies", "likelihoods", "vae"} - {
     "run.checkpoints",
     "run.weights",
 }

@@ -5,6 +5,7 @@ from vae_jax import (
     anomalies as anomalies,
     bounds as bounds,
     build as build,
+    codebooks as codebooks,
     codes as codes,
     config as config,
     core as core,
@@ -78,6 +79,7 @@ from vae_jax.penalties import (
     negative_dip as negative_dip,
     negative_mmd as negative_mmd,
     negative_total_correlation as negative_total_correlation,
+    negative_vq as negative_vq,
 )
 from vae_jax.posteriors import Posterior as Posterior
 from vae_jax.priors import Prior as Prior

@@ -340,4 +340,20 @@ def make_training(
         prepare=make_prepare(config),
         ema_decay=config.ema_decay,
         schedules=make_schedules(config, beta),
+        after=_after(config),
     )
+
+
+def _after(config: Config) -> Callable[..., Any] | None:
+    """What an update ends with: that of the posterior, for the parameters of the whole VAE."""
+    own = None if config.vae or config.hierarchy else _posterior(config, config.latent_dim).after
+    if own is None:
+        return None
+
+    def after(key: Array, q: Any, before: Params, params: Params, average: Params | None) -> tuple[Any, Any]:
+        inner = None if average is None else average["posterior"]
+        changed, averaged = own(key, q, before["posterior"], params["posterior"], inner)
+        whole = None if average is None else {**average, "posterior": averaged}
+        return {**params, "posterior": changed}, whole
+
+    return after

@@ -1,5 +1,6 @@
 """Discrete latents: what their codes are, the distributions over them, and the VAE whose latents are always codes."""
 
+from collections import Counter
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Codes(NamedTuple):
     def digits(self, z: Array) -> Array:
         """The digits of the nearest value, [..., L] -> [..., V], int32. Of a relaxed vector, the largest number."""
         if self.one_hot:
-            return jnp.argmax(_split(z, len(self.sizes)), -1).astype(jnp.int32)
+            return jnp.argmax(split(z, len(self.sizes)), -1).astype(jnp.int32)
         half = _array(self._half, z)
         digits = jnp.round(z * half + half).astype(jnp.int32)
         return jnp.clip(digits, 0, expand_like(jnp.array(self.sizes, jnp.int32) - 1, digits))
@@ -58,19 +59,22 @@ class Codes(NamedTuple):
     def values(self, digits: Array, dtype: Any = jnp.float32) -> Array:
         """The z of these digits, [..., V] -> [..., L]."""
         if self.one_hot:
-            return _join(jax.nn.one_hot(digits, self.sizes[0], dtype=dtype))
+            return join(jax.nn.one_hot(digits, self.sizes[0], dtype=dtype))
         return digits.astype(dtype) / _array(self._half, digits, dtype) - 1
 
     def indices(self, z: Array) -> Array:
         """The numbers of the codes of z, [..., L] -> [..., G], int32."""
-        digits = _split(self.digits(z), self.num_groups)
+        digits = split(self.digits(z), self.num_groups)
         return jnp.sum(digits * _array(_basis(self.sizes[: self.group]), digits), -1, dtype=jnp.int32)
 
     def of_indices(self, index: Array, dtype: Any = jnp.float32) -> Array:
         """The inverse of `indices`: the z of these codes, [..., G] -> [..., L]."""
+        return self.values(self.digits_of(index), dtype)
+
+    def digits_of(self, index: Array) -> Array:
+        """The digits of the codes with these numbers, [..., G] -> [..., V]."""
         sizes = self.sizes[: self.group]
-        digits = index[..., None] // _array(_basis(sizes), index[..., None]) % _array(sizes, index[..., None])
-        return self.values(_join(digits), dtype)
+        return join(index[..., None] // _array(_basis(sizes), index[..., None]) % _array(sizes, index[..., None]))
 
     def joint(self, index: Array, dtype: Any = jnp.float32) -> Array:
         """The values of z by their numbers in 0 .. num_joint - 1, [...] -> [..., L], each of them once.
@@ -96,7 +100,7 @@ class Codes(NamedTuple):
     def log_probs(self, logits: Array) -> Array:
         """The log probability of each digit, [..., sum(sizes)] -> [..., V, N]; -inf from a variable's own size on."""
         if self.one_hot:
-            return jax.nn.log_softmax(_split(logits, len(self.sizes)), -1)
+            return jax.nn.log_softmax(split(logits, len(self.sizes)), -1)
         digit, size = np.arange(max(self.sizes)), np.array(self.sizes)[:, None]
         present = digit < size
         where = np.where(present, np.cumsum((0, *self.sizes[:-1]))[:, None] + digit, 0)
@@ -106,6 +110,9 @@ class Codes(NamedTuple):
     @property
     def _half(self) -> np.ndarray:
         return np.array(self.sizes) // 2
+
+
+jax.tree_util.register_static(Codes)  # a constant, as a part of a distribution
 
 
 @distribution
@@ -126,7 +133,7 @@ class Categoricals:
     """
 
     logits: Array  # [..., sum(sizes)], the values of one variable after those of the other
-    codes: Codes = static()
+    codes: Any  # Codes, or codebooks.VectorCodes
     temperature: float = static(default=0.0)
     straight_through: bool = static(default=False)
 
@@ -134,7 +141,7 @@ class Categoricals:
     def mean(self) -> Array:
         log_probs = self.codes.log_probs(self.logits)
         if self._is_relaxed:
-            return _join(jnp.exp(log_probs))
+            return join(jnp.exp(log_probs))
         return self.codes.values(jnp.argmax(log_probs, -1), self.logits.dtype)
 
     @property
@@ -148,7 +155,7 @@ class Categoricals:
         z = self.codes.values(jnp.argmax(perturbed, -1), perturbed.dtype)
         if self.temperature == 0:
             return z
-        relaxed = _join(jax.nn.softmax(perturbed / self.temperature, -1))
+        relaxed = join(jax.nn.softmax(perturbed / self.temperature, -1))
         return straight_through(z, relaxed) if self.straight_through else relaxed
 
     def log_prob(self, value: Array) -> Array:
@@ -158,17 +165,20 @@ class Categoricals:
                 "Relaxed samples of a categorical posterior are not codes and have no log q(z | x). Set "
                 "straight_through=True, or use the KL in closed form and codes.discrete(vae)."
             )
-        log_probs = self.codes.log_probs(self.logits)
         if self.codes.one_hot:
-            each = _split(value, len(self.codes.sizes))
-            return jnp.sum(each * expand_like(log_probs, each), (-1, -2))
-        digits = self.codes.digits(value)[..., None]
+            each = split(value, len(self.codes.sizes))
+            return jnp.sum(each * expand_like(self.codes.log_probs(self.logits), each), (-1, -2))
+        return self.log_prob_of(self.codes.digits(value))
+
+    def log_prob_of(self, digits: Array) -> Array:
+        """The log probability of these digits, [..., V] -> [...]."""
+        log_probs, digits = self.codes.log_probs(self.logits), digits[..., None]
         log_probs = jnp.broadcast_to(expand_like(log_probs, digits), (*digits.shape[:-1], log_probs.shape[-1]))
         return jnp.sum(jnp.take_along_axis(log_probs, digits, -1)[..., 0], -1)
 
     def kl(self, p: "Categoricals") -> Array:
         """KL(q || p), [...], exact: the sum over the values of each variable. Raises ValueError for another p."""
-        _check_codes(self.codes, p)
+        check_codes(self.codes, p)
         log_q = self.codes.log_probs(self.logits)
         log_p = expand_like(self.codes.log_probs(p.logits), log_q)
         absent = jnp.isneginf(log_q)  # q is 0 there: the ratio is replaced, so that no gradient is NaN
@@ -184,7 +194,7 @@ class PointCode:
     """All the mass at one code. Its log probability is 0 there, so that KL(q || p) is -log p(code)."""
 
     mean: Array  # [..., L], a value of z of `codes`
-    codes: Codes = static()
+    codes: Codes
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         return jnp.broadcast_to(self.mean, sample_shape + self.mean.shape)
@@ -196,7 +206,7 @@ class PointCode:
 
     def kl(self, p: Categoricals) -> Array:
         """-log p(code), [...], exact. Its gradient reaches p alone. Raises ValueError for another p."""
-        _check_codes(self.codes, p)
+        check_codes(self.codes, p)
         return -p.log_prob(self.mean)
 
 
@@ -222,10 +232,10 @@ def usage(codes: Codes, z: Any) -> dict[str, Any]:
     z holds the most probable codes. How surely x decides them is another question, which the KL and the mutual
     information answer: a posterior that has nearly collapsed may still use every code.
     """
-    index = np.asarray(codes.indices(jnp.asarray(z)))
+    z = np.asarray(z) + 0.0  # of -0 and 0, which are equal, it makes the same bytes
     used, perplexity = [], []
-    for group in index.T:
-        _, counts = np.unique(group, return_counts=True)
+    for group in np.split(z, codes.num_groups, -1):
+        counts = np.array([*Counter(row.tobytes() for row in group).values()])
         share = counts / len(group)
         used.append(len(counts))
         perplexity.append(float(np.exp(-np.sum(share * np.log(share)))))
@@ -244,10 +254,17 @@ def straight_through(value: Array, like: Array) -> Array:
     return jax.lax.stop_gradient(value) + zero
 
 
-def _check_codes(codes: Codes, p: Any) -> None:
-    if not isinstance(p, Categoricals) or p.codes != codes:
+def check_codes(codes: Any, p: Any) -> None:
+    """Raise ValueError unless p is a Categoricals of these codes."""
+    if not isinstance(p, Categoricals) or not _same(p.codes, codes):
         kind = "one of other codes" if isinstance(p, Categoricals) else f"a {type(p).__name__}"
         raise ValueError(f"The prior of a discrete posterior is {kind}; expected a Categoricals of the same codes.")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two kinds of codes are the same but for their arrays."""
+    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    return structures[0] == structures[1]
 
 
 def _basis(sizes: tuple[int, ...]) -> np.ndarray:
@@ -255,12 +272,12 @@ def _basis(sizes: tuple[int, ...]) -> np.ndarray:
     return np.cumprod((1, *sizes[:-1]))
 
 
-def _split(a: Array, num: int) -> Array:
+def split(a: Array, num: int) -> Array:
     """The last axis in `num` equal parts: [..., num * n] -> [..., num, n]."""
     return a.reshape(*a.shape[:-1], num, a.shape[-1] // num)
 
 
-def _join(a: Array) -> Array:
+def join(a: Array) -> Array:
     """The last two axes as one: [..., m, n] -> [..., m * n]."""
     return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
 

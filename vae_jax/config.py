@@ -10,7 +10,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vae_jax.errors import MAX_LAYERS, UserError
+from vae_jax.errors import MAX_LAYERS, Natural, UserError
 
 MAX_WHOLE = 2**32 - 1  # the largest seed of jax.random
 MAX_STEPS = 2**31 - 1  # an int32 counts the steps
@@ -99,7 +99,7 @@ class Config:
         "p(x|z): the name of a function in vae_jax/likelihoods.py. For colour images choose discretized_logistic.")
     likelihood_options: dict[str, Any] = _setting({}, "Further arguments of the likelihood, as JSON.")
     posterior: str = _setting("diagonal",
-        "q(z|x): the name of a function in vae_jax/posteriors.py. categorical and fsq make z discrete.")
+        "q(z|x): the name of a function in vae_jax/posteriors.py. categorical, fsq and vq make z discrete.")
     posterior_options: dict[str, Any] = _setting({}, "Further arguments of the posterior, as JSON.")
     prior: str = _setting("standard_normal",
         "p(z): the name of a function in vae_jax/priors.py. A discrete z needs uniform_codes or factorized_codes.")
@@ -111,9 +111,9 @@ class Config:
     output_bias: bool = _setting(True, "The decoder's last bias starts at the mean, or at the levels, of the data.")
     objective: str = _setting("elbo",
         "What training maximises: the ELBO, a bound of num_samples importance weights (iwae to thermodynamic), or an "
-        "ELBO with another penalty on q(z|x) (capacity to dip).",
+        "ELBO with another penalty on q(z|x) (capacity to dip), or with that of posterior vq.",
         ("elbo", "iwae", "miwae", "piwae", "ciwae", "renyi", "thermodynamic", "capacity", "total_correlation", "mmd",
-         "dip"))
+         "dip", "vq"))
     objective_options: dict[str, Any] = _setting({}, "Further arguments of the objective, as JSON.")
     estimator: str = _setting("pathwise",
         "The estimator of the gradient. stl (sticking the landing) is for elbo, mmd and dip, dreg (doubly "
@@ -307,7 +307,11 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def check_option(name: str, value: Any, kind: Any) -> Any:
-    """`value`, if it fits `kind`, the annotation of an argument. A whole number is a size, and positive."""
+    """`value`, if it fits `kind`, the annotation of an argument. A whole number is a size, and positive, or Natural."""
+    if kind == Natural:
+        if _typed(name, value, int) < 0:
+            raise UserError(f"{name} is {value}; expected at least 0.")
+        return value
     if kind == Sequence[int]:
         kind = tuple[int, ...]
     if kind not in (int, float, str, bool, tuple[int, ...]):

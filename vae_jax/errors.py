@@ -1,6 +1,10 @@
 """The one exception that a person is meant to read."""
 
+from typing import Annotated
+
 MAX_LAYERS = 100  # the limit for networks and flows, since every layer takes time to trace and to compile
+
+Natural = Annotated[int, "0 or more"]  # the type of an option of a part that may be 0; another whole number is positive
 
 
 class UserError(ValueError):

@@ -131,7 +131,7 @@ def make_exact(vae: VAE, codes: Codes, *, batch_size: int = 100, chunk_size: int
         p = checks.prior(own, params)
 
         def joint(index: Array) -> Array:
-            z = codes.joint(jnp.minimum(index, num - 1), p.logits.dtype)[None]
+            z = p.codes.joint(jnp.minimum(index, num - 1), p.logits.dtype)[None]
             log_likelihood = checks.log_prob("log p(x | z)", own.decode(params, z), x, batch)
             return jnp.where(index < num, log_likelihood + checks.log_prob("log p(z)", p, z, batch), -jnp.inf)
 

@@ -15,6 +15,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
+from vae_jax.codebooks import NearestCode
 from vae_jax.codes import Categoricals, PointCode, discrete
 from vae_jax.core import VAE, Params, condition
 from vae_jax.distributions import DiagonalGaussian, FullGaussian, mixture_mean
@@ -161,4 +162,6 @@ def moments(q: Any) -> dict[str, Array]:
         arrays["log_var"] = jnp.log(jnp.sum(q.scale_tril**2, -1))
     if isinstance(q, Categoricals | PointCode):
         arrays["code"] = q.codes.indices(q.mean)
+    if isinstance(q, NearestCode):
+        arrays["code"] = q.digits
     return arrays

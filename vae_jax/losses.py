@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Objective] = {
     "total_correlation": penalties.negative_total_correlation,
     "mmd": penalties.negative_mmd,
     "dip": penalties.negative_dip,
+    "vq": penalties.negative_vq,
 }
 WEIGHTED = ("iwae", "miwae", "piwae", "ciwae", "renyi", "thermodynamic")  # of log q(z | x)
 ESTIMATORS = {"iwae": "dreg", "thermodynamic": "covariance", "elbo": "stl", "mmd": "stl", "dip": "stl"}  # and pathwise
@@ -90,7 +91,7 @@ def _options(config: Config) -> dict[str, Any]:
             check_option(option, value, kinds[option])
         except UserError as error:
             raise UserError(f"objective {name!r}: {error}") from None
-        at_least_0 = option in ("gamma", "capacity", "weight", "off_diagonal", "diagonal", "elbo_weight")
+        at_least_0 = option in ("gamma", "capacity", "weight", "off_diagonal", "diagonal", "elbo_weight", "commitment")
         if (at_least_0 and value < 0) or (option == "bandwidth" and value <= 0):
             least = "at least 0" if at_least_0 else "a positive number"
             raise UserError(f"objective {name!r}: {option} is {value}; expected {least}.")
@@ -138,6 +139,8 @@ def _check_parts(config: Config) -> None:
         raise UserError("free_bits needs --config.kl=auto: the KL of each latent dimension in closed form.")
     if {"vae", "posterior", "prior"} & names.outside(config).keys():  # seen while tracing
         return
+    if (name == "vq") != (posterior == "vq"):
+        raise _vq_error(config)
     made = names.make(posteriors, posteriors.Posterior, posterior, config.latent_dim, **config.posterior_options)
     if made.relaxed and (name in WEIGHTED or config.kl == "monte_carlo"):
         what = f"objective {name!r}" if name in WEIGHTED else "kl 'monte_carlo'"
@@ -172,6 +175,24 @@ def _check_parts(config: Config) -> None:
             f"objective {name!r} needs posterior={' or '.join(allowed)}, prior=standard_normal and no hierarchy. "
             "Choose these, or another objective."
         )
+
+
+def _vq_error(config: Config) -> UserError:
+    if config.posterior == "vq":
+        # What the objective does not use has its default.
+        unused = ("num_samples", "kl", "estimator", "free_bits", "objective_options")
+        others = {
+            field: getattr(Config(), field) for field in unused if getattr(config, field) != getattr(Config(), field)
+        }
+        flags = "".join(f" --config.{field}={value}" for field, value in others.items())
+        return UserError(
+            f"objective {config.objective!r} would never train the codebook of posterior 'vq'. Set "
+            f"--config.objective=vq{flags}."
+        )
+    return UserError(
+        f"objective 'vq' trains the codebook of posterior 'vq', and posterior is {config.posterior!r}. Set "
+        "--config.posterior=vq --config.prior=uniform_codes, or choose another objective."
+    )
 
 
 def _objective_from_outside(config: Config) -> Callable[..., tuple[Array, dict[str, Array]]]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax import checks
+from vae_jax.codebooks import NearestCode
 from vae_jax.core import VAE, Params
 from vae_jax.distributions import DiagonalGaussian, gaussian_log_prob
 from vae_jax.objectives import Kl, elbo, negative_elbo
@@ -150,6 +151,30 @@ def negative_dip(
         raise ValueError(f"The DIP-VAE needs a diagonal Gaussian q(z | x); got a {type(q).__name__}.")
     penalty = dip(q.mean, q.log_var, off_diagonal, diagonal, kind)
     return loss + penalty, {**metrics, "dip": penalty}
+
+
+def negative_vq(
+    params: Params, key: Array, x: Array, vae: VAE, *, commitment: float = 0.25, alpha: Any = 1.0, beta: Any = 1.0
+) -> Loss:
+    """`negative_elbo` plus |sg(e) - c|^2 + commitment |e - sg(c)|^2, for the encoder's outputs e and nearest codes c.
+
+    sg stops the gradient: the first term draws the codes to the outputs, and the second one the outputs to the codes.
+    |.|^2 is the sum over the numbers of a code. It is averaged over the codes of an example and over the batch. See
+    van den Oord et al. 2017 (arXiv:1711.00937), equation 3, whose average is the same. Both terms have the value of the
+    metric `quantization`. The other arguments are those of `negative_elbo`. Raises ValueError unless q(z | x) is that
+    of posterior vq.
+    """
+    loss, metrics = negative_elbo(params, key, x, vae, alpha=alpha, beta=beta)
+    q = vae.encode(params, x)
+    if not isinstance(q, NearestCode):
+        raise ValueError(f"The objective vq needs the q(z | x) of posterior vq; got a {type(q).__name__}.")
+    e, c, stop = q.outputs, q.codes.values(q.digits, q.outputs.dtype), jax.lax.stop_gradient
+
+    def distance(a: Array, b: Array) -> Array:
+        return jnp.mean(jnp.sum((a - b) ** 2, -1)) / q.codes.num_groups
+
+    codebook = distance(stop(e), c)
+    return loss + codebook + commitment * distance(e, stop(c)), {**metrics, "quantization": codebook}
 
 
 def codes(params: Params, key: Array, x: Array, vae: VAE, num_samples: int) -> Codes:

@@ -1,19 +1,23 @@
 """The posteriors q(z | x) that a config can name: what the encoder has to give, and what distribution it makes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax import flows
-from vae_jax.codes import MAX_CODES, MAX_LEVELS, Categoricals, Codes, PointCode
+from vae_jax import codebooks, flows
+from vae_jax.codes import MAX_CODES, MAX_LEVELS, Categoricals, Codes, PointCode, straight_through
 from vae_jax.core import Distribution, Params
 from vae_jax.distributions import Delta, DiagonalGaussian, Flow, FullGaussian
+from vae_jax.errors import Natural
 
-NAMES = ("categorical", "delta", "diagonal", "flow", "fsq", "full_covariance")  # what a config may name
+NAMES = ("categorical", "delta", "diagonal", "flow", "fsq", "full_covariance", "vq")  # what a config may name
 
+MAX_VECTORS = 1_000_000  # of a codebook, to each of which the distance of each output is computed
 MAX_FULL = 2000  # dimensions of the largest full covariance, for which the encoder gives two million numbers
 
 
@@ -23,6 +27,8 @@ class Posterior(NamedTuple):
     init: Callable[[Array], Params] = lambda key: {}  # key -> parameters beyond the encoder's
     codes: Codes | None = None  # what its latents are, if they are discrete; its prior is then one of codes
     relaxed: bool = False  # whether the samples in training are not codes, and so have no log q(z | x)
+    prior_of: Callable[[Params, Any], Any] = lambda params, p: p  # (params, prior of `codes`) -> p(z)
+    after: Callable[..., Any] | None = None  # what an update ends with: see `codebooks.restart`, without `steps`
 
 
 def diagonal(latent_dim: int) -> Posterior:
@@ -111,3 +117,37 @@ def categorical(
         return Categoricals(outputs, codes, temperature, straight_through)
 
     return Posterior(latent_dim, build, codes=codes, relaxed=not straight_through)
+
+
+def vq(latent_dim: int, *, num_codes: int = 512, code_dim: int = 4, restart_steps: Natural = 100) -> Posterior:
+    """Vector quantisation: all mass at the nearest of `num_codes` vectors, for each `code_dim` numbers of the outputs.
+
+    So z holds latent_dim / code_dim vectors of one codebook, which the objective `vq` trains. Gradients pass straight
+    through to the encoder's outputs. A vector that none of the outputs of `restart_steps` batches chose is moved to
+    an output of the next update's batch (0: never). See van den Oord et al. 2017 (arXiv:1711.00937), section 3, and
+    `codebooks.restart`.
+    """
+    if not 2 <= num_codes <= MAX_VECTORS:
+        raise ValueError(f"num_codes is {num_codes}; expected 2 to {MAX_VECTORS}.")
+    if latent_dim % code_dim:
+        raise ValueError(f"latent_dim is {latent_dim}; expected a multiple of code_dim, {code_dim}.")
+    rows = Codes((num_codes,) * (latent_dim // code_dim), one_hot=False)
+
+    def build(params: Params, outputs: Array) -> codebooks.NearestCode:
+        codes = codebooks.VectorCodes(params["codebook"].astype(outputs.dtype), rows)
+        digits = codes.digits(outputs)
+        mean = straight_through(codes.values(digits, outputs.dtype), outputs)
+        return codebooks.NearestCode(mean, outputs, digits, codes)
+
+    def init(key: Array) -> Params:
+        codebook = {"codebook": jax.random.normal(key, (num_codes, code_dim), jnp.float32)}
+        return {**codebook, "idle": jnp.zeros(num_codes, jnp.float32)} if restart_steps else codebook
+
+    return Posterior(
+        latent_dim,
+        build,
+        init,
+        codes=rows,
+        prior_of=lambda params, p: codebooks.with_vectors(p, params["codebook"], rows),
+        after=partial(codebooks.restart, steps=restart_steps) if restart_steps else None,
+    )

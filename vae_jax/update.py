@@ -73,12 +73,15 @@ def make_update(
     prepare: Callable[[Array, Array], Array] = lambda key, x: x,
     ema_decay: float = 0.0,
     schedules: Mapping[str, optax.Schedule] = MappingProxyType({}),
+    after: Callable[..., tuple[Params, Params | None]] | None = None,
 ) -> Update:
     """The learning step: update(state, x, context=None) -> (state, metrics), a pure function to jit or to scan.
 
     `prepare(key, x)` turns a stored batch into the model's input, for example by `to_float` and a random binarisation.
     The metrics are the objective's metrics, its `loss`, and `skipped`: 1 if the update was left out because the loss or
     the gradient was not finite, else 0. `schedules` maps arguments of the objective, such as beta, to optax schedules.
+    `after(key, q, before, params, average)` gives the parameters and their average in place of those after the update,
+    where q is q(z | x) with the parameters `before` it.
     """
 
     def update(state: TrainState, x: Array, context: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
@@ -95,16 +98,22 @@ def make_update(
         )
         metrics = {"loss": loss, **metrics}
         taken, seen = guard.check(state.guard, state.step, metrics, grads)
+        # Outside of the branch below, it shares its computation with the objective.
+        q = condition(vae, context).encode(state.params, x) if after else None
 
         def improve():
             with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
                 updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            if state.ema is None:
-                return params, opt_state, None
-            # The decay rises to `ema_decay`, so that the average forgets the first weights.
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
-            return params, opt_state, optax.incremental_update(params, state.ema, 1 - decay)
+            average = None
+            if state.ema is not None:
+                # The decay rises to `ema_decay`, so that the average forgets the first weights.
+                decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
+                average = optax.incremental_update(params, state.ema, 1 - decay)
+            if after:
+                after_key = jax.random.fold_in(jax.random.clone(objective_key), _ORDER)
+                params, average = after(after_key, q, state.params, params, average)
+            return params, opt_state, average
 
         params, opt_state, ema = loops.replace_if(taken, improve, (state.params, state.opt_state, state.ema))
         metrics["skipped"] = 1 - taken.astype(jnp.float32)

@@ -65,7 +65,7 @@ def join(parts: Parts) -> VAE:
         return likelihood.build(params["likelihood"], decoder.apply(params["decoder"], z, decoder_context(context)))
 
     def prior_of(params: Params):
-        p = prior.build(params["prior"], lambda x: encode(params, x))
+        p = posterior.prior_of(params["posterior"], prior.build(params["prior"], lambda x: encode(params, x)))
         dtype = jax.tree.leaves(params["decoder"])[0].dtype  # a prior's constants are float32 in any case
         return jax.tree.map(lambda a: a.astype(dtype), p)
 
