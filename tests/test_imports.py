@@ -83,7 +83,7 @@ LAYERS = (
         "logistics",
         "counts",
     },
-    {"objectives", "bounds", "penalties", "guard", "annealing", "generate", "vae"},
+    {"objectives", "bounds", "penalties", "guard", "annealing", "generate", "fitted", "vae"},
     {"update", "evaluate", "anomalies", "disentanglement"},
     {"optimizers", "losses"},
     {"build"},

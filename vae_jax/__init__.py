@@ -31,6 +31,7 @@ _NAMES = {
     ),
     "errors": ("UserError",),
     "evaluate": ("make_annealed", "make_evaluate", "make_exact", "make_mutual_information", "summarize"),
+    "fitted": ("fit_prior",),
     "generate": ("reconstruct", "sample"),
     "networks": ("Network",),
     "objectives": ("Elbo", "elbo", "importance_bound", "log_weights", "negative_elbo", "negative_iwae"),

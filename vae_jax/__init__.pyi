@@ -12,6 +12,7 @@ from vae_jax import (
     distributions as distributions,
     errors as errors,
     evaluate as evaluate,
+    fitted as fitted,
     flows as flows,
     generate as generate,
     hierarchies as hierarchies,
@@ -64,6 +65,7 @@ from vae_jax.evaluate import (
     make_mutual_information as make_mutual_information,
     summarize as summarize,
 )
+from vae_jax.fitted import fit_prior as fit_prior
 from vae_jax.generate import reconstruct as reconstruct, sample as sample
 from vae_jax.networks import Network as Network
 from vae_jax.objectives import (

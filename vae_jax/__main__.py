@@ -51,6 +51,10 @@ def parse(argv: list[str]) -> Namespace:
     sub = command("sample", "Draw from the prior and decode.", "sample.png", ".npz", ".csv")
     sub.add_argument("--num", type=console.positive, default=64, help="The number of samples. Default: %(default)s.")
     sub.add_argument("--label", help="Label, for a conditional VAE. Default: all in turn.")
+    text = "own: p(z) of the run. fitted: Gaussians fitted to q(z | x) of the training examples. Default: %(default)s."
+    sub.add_argument("--prior", choices=("own", "fitted"), default="own", help=text)
+    text = "How many Gaussians a fitted prior has. Default: 10."
+    sub.add_argument("--num_components", type=console.positive, help=text)
     data_flags(sub, "The data whose covariates the samples take in turn")
 
     for name, text, num in (

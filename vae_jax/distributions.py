@@ -246,10 +246,10 @@ class Delta:
 
 @distribution
 class GaussianMixture:
-    """sum_c w_c N(mean_c, diag(exp(log_var_c))) with w = softmax(logits)."""
+    """sum_c w_c N_c with w = softmax(logits), for Gaussians N_c."""
 
     logits: Array  # [C]
-    components: DiagonalGaussian  # with arrays [C, L]
+    components: DiagonalGaussian | FullGaussian  # of batch shape [C]
 
     @property
     def mean(self) -> Array:
@@ -258,7 +258,7 @@ class GaussianMixture:
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         which_key, z_key = jax.random.split(key)
         which = jax.random.categorical(which_key, self.logits, shape=sample_shape)
-        return reparameterize(z_key, self.components.mean[which], self.components.log_var[which])
+        return jax.tree.map(lambda a: a[which], self.components).sample(z_key)
 
     def log_prob(self, value: Array) -> Array:
         each = self.components.log_prob(value[..., None, :])

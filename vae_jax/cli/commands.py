@@ -1,5 +1,6 @@
 """The commands of `python -m vae_jax`. Each command is a function of its flags."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from jax import Array
 from vae_jax import build, generate, progress
 from vae_jax.cli import console
 from vae_jax.cli.disentangle import disentangle as disentangle
-from vae_jax.cli.examples import load as examples_of, moments
+from vae_jax.cli.examples import load as examples_of, moments, training
 from vae_jax.cli.impute import impute as impute
 from vae_jax.cli.score import score as score
 from vae_jax.cli.sweep import sweep as sweep
@@ -37,7 +38,7 @@ from vae_jax.evaluate import (
     standard_error,
     summarize,
 )
-from vae_jax.run import checkpoints, diagnosis
+from vae_jax.run import checkpoints, diagnosis, fitted
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import npz, pictures, views
 from vae_jax.show.export import to_zip
@@ -49,7 +50,7 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an
 
 
 def sample(options: Namespace) -> str:
-    config, data, vae, params, _ = restored = _load(options)
+    config, data, vae, params, _ = restored = _with_prior(options, _load(options))
     num, contexts = options.num, _contexts(options, restored)
     size = min(num, generate.samples_per_call(params, vae, data.context_size))
 
@@ -269,6 +270,18 @@ def _load(options: Namespace) -> Restored:
     return checkpoints.load(options.run_dir, options.checkpoint, trust=options.trust)
 
 
+def _with_prior(options: Namespace, restored: Restored) -> Restored:
+    """The VAE with the prior that --prior names."""
+    if options.prior == "own":
+        if options.num_components is not None:
+            raise UserError("--num_components is for a fitted prior. Give --prior=fitted too, or leave it out.")
+        return restored
+    advice = "Put the data of the training back, or leave --prior out."
+    every = lambda: training(options, restored, sys.maxsize, advice).examples  # noqa: E731
+    p = fitted.of_run(options.run_dir, restored.params, restored.vae, every, options.num_components or 10)
+    return restored._replace(vae=restored.vae._replace(prior=lambda params: p))
+
+
 def _continuous(options: Namespace) -> Restored:
     restored = _load(options)
     if build.make_codes(restored.config):
@@ -294,7 +307,8 @@ def _contexts(options: Namespace, restored: Restored) -> Contexts | None:
     if conditional == "covariates":
         rows: Any = examples_of(options, restored)[0].context
         return Contexts(len(rows), lambda i: rows[i])
-    if options.data or options.split or options.data_dir:
+    takes_dir = getattr(options, "prior", "own") == "fitted"
+    if options.data or options.split or (options.data_dir and not takes_dir):
         raise UserError(
             f"--data and --split are for a VAE with covariates; this one has conditional={conditional}. Leave them out."
         )
