@@ -133,7 +133,8 @@ def test_shapes_and_progress(model, key):
     evaluate = make_evaluate(model.vae, num_samples=2, batch_size=3)
     figures = evaluate(model.params, key, model.examples, progress)
     assert seen == [0, 3, 6]
-    *present, pareto_k = figures
+    *present, pareto_k, by_level = figures
+    assert by_level == {}
     assert [a.shape for a in present] == [(NUM_EXAMPLES,)] * 4 + [(NUM_EXAMPLES, LATENTS)] * 2
     assert all(isinstance(a, np.ndarray) for a in present) and pareto_k is None  # of two samples there is no tail
 

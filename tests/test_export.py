@@ -35,6 +35,7 @@ OPTIONS = {
     "temporal": {"network_options": {"channels": [3, 4]}},
     "markov": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
     "hvae": {"hierarchy_options": {"latent_dim": 2, "hidden_sizes": [5]}},
+    "ladder": {"hierarchy_options": {"latent_dims": [2, 2], "hidden_sizes": [5, 4]}},
 }
 FAMILIES = [
     {kind: name, **(CODED[name] if kind == "posterior" and name in CODED else OPTIONS.get(name, {}))}

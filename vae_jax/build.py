@@ -1,6 +1,6 @@
 """Turns a config into functions: the VAE and the learning step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Any
@@ -169,48 +169,52 @@ def _build(config: Config, data: DataInfo) -> VAE:
             f"posterior {config.posterior!r} makes codes, and hierarchy {config.hierarchy!r} joins continuous latents. "
             "Set --config.hierarchy=, or choose another posterior."
         )
-    network = _network(config, shape, posterior, likelihood)
-    output_bias = network.output_bias if config.output_bias else None
+    network = _network(config, shape, posterior.num_outputs, likelihood)
+    parts = Parts(
+        shape,
+        *network[:2],
+        posterior,
+        likelihood,
+        priors.standard_normal(latent_dim),  # without a hierarchy, replaced below
+        latent_dim,
+        context_size,
+        network.output_bias if config.output_bias else None,
+        config.context,
+    )
     if not config.hierarchy:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
-        prior = _prior(config, latent_dim, posterior, data.range)
-        parts = Parts(shape, *network[:2], posterior, likelihood, prior, latent_dim)
-        return join(parts._replace(context_size=context_size, output_bias=output_bias, read_by=config.context))
+        return join(parts._replace(prior=_prior(config, latent_dim, posterior, data.range)))
+    if config.hierarchy == "ladder" and config.posterior != "diagonal":
+        raise UserError(
+            f"hierarchy 'ladder' multiplies diagonal Gaussians, and posterior is {config.posterior!r}. Set "
+            "--config.posterior=diagonal, or choose another hierarchy."
+        )
+    hierarchy = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
+    return hierarchy.build(
+        hierarchies.Levels(
+            parts,
+            lambda num_outputs: _network(config, shape, num_outputs, likelihood).encoder,
+            partial(_dense, config),
+            networks.activations_of(config.activation.split(",")[0], 1)[0],
+            partial(_posterior, config),
+            lambda dim, **kwargs: _prior(config, dim, _posterior(config, dim), data.range, **kwargs),
+        )
+    )
 
-    top = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
-    top_posterior, middle = _posterior(config, top.latent_dim), likelihoods.gaussian_pixel((latent_dim,))
-    if top.infers_top_first:  # from x
-        middle = middle._replace(features=likelihood.features)
-    between = networks.mlp(
-        (latent_dim,),
-        top_posterior.num_outputs,
-        middle.num_outputs,
-        hidden_sizes=top.hidden_sizes,
+
+def _dense(
+    config: Config, shape: tuple[int, ...], encoder_outputs: int, decoder_outputs: int, hidden_sizes: Sequence[int]
+) -> networks.Network:
+    """The dense layers between two latents."""
+    return networks.mlp(
+        shape,
+        encoder_outputs,
+        decoder_outputs,
+        hidden_sizes=hidden_sizes,
         activation=config.activation.split(",")[0],
         compute_dtype=config.compute_dtype,
     )
-    encoder = _network(config, shape, top_posterior, likelihood).encoder if top.infers_top_first else between.encoder
-    upper = join(
-        Parts(
-            shape if top.infers_top_first else (latent_dim,),
-            encoder,
-            between.decoder,
-            top_posterior,
-            middle,
-            _prior(config, top.latent_dim, top_posterior, data.range, encodes_x=top.infers_top_first),
-            top.latent_dim,
-        )
-    )
-    if not top.infers_top_first:
-        init = upper.init
-        upper = upper._replace(init=lambda key, x: init(key, jnp.zeros((1, latent_dim))))
-    lower_context_size = context_size + (top.latent_dim if top.infers_top_first else 0)
-    unused_prior = priors.standard_normal(latent_dim)
-    lower = join(
-        Parts(shape, *network[:2], posterior, likelihood, unused_prior, latent_dim, lower_context_size, output_bias)
-    )
-    return top.join(lower, upper)
 
 
 def _posterior(config: Config, latent_dim: int) -> posteriors.Posterior:
@@ -262,15 +266,13 @@ def _prior(
     return prior
 
 
-def _network(
-    config: Config, shape: tuple[int, ...], posterior: posteriors.Posterior, likelihood: Likelihood
-) -> networks.Network:
+def _network(config: Config, shape: tuple[int, ...], encoder_outputs: int, likelihood: Likelihood) -> networks.Network:
     given = {"hidden_sizes": config.hidden_sizes, "activation": config.activation}
     if config.compute_dtype != "float32":
         given["compute_dtype"] = config.compute_dtype
     if twice := sorted(given.keys() & config.network_options.keys()):
         raise UserError(f"network_options holds {twice[0]}, which has its own setting. Set --config.{twice[0]}.")
-    sizes = (posterior.num_outputs, likelihood.num_outputs)
+    sizes = (encoder_outputs, likelihood.num_outputs)
 
     def of(shape: tuple[int, ...]) -> networks.Network:
         return make(networks, networks.Network, config.network, shape, *sizes, offered=given, **config.network_options)

@@ -105,8 +105,8 @@ class Config:
         "p(z): the name of a function in vae_jax/priors.py. A discrete z needs uniform_codes or factorized_codes.")
     prior_options: dict[str, Any] = _setting({}, "Further arguments of the prior, as JSON.")
     hierarchy: str = _setting("",
-        "Adds a second latent above z: the name of a function in vae_jax/hierarchies.py. Empty: there is one "
-        "latent.")
+        "Adds latents above z, one (markov, hvae) or several (ladder): the name of a function in "
+        "vae_jax/hierarchies.py. Empty: there is one latent.")
     hierarchy_options: dict[str, Any] = _setting({}, "Further arguments of the hierarchy, as JSON.")
     output_bias: bool = _setting(True, "The decoder's last bias starts at the mean, or at the levels, of the data.")
     objective: str = _setting("elbo",

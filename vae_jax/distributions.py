@@ -162,6 +162,11 @@ def kl_by_dimension(q: Any, p: Any) -> Array:
     return _kl_gaussian(q.mean, q.log_var, p.mean, p.log_var)
 
 
+def kl_by_level(q: Any, p: Any, z: Any) -> dict[str, Array]:
+    """The parts of KL(q || p) that q brings, [...] each, at z ~ q, as `hierarchies.Chain` does; empty without any."""
+    return q.kl_by_level(p, z) if hasattr(q, "kl_by_level") else {}
+
+
 def static(*, default: Any = MISSING) -> Any:
     """Declare a field of a distribution that is not an array. JAX treats its value as a constant."""
     return field(default=default, metadata={"static": True})

@@ -20,7 +20,7 @@ from vae_jax import checks
 from vae_jax.annealing import annealed_log_weights
 from vae_jax.codes import Codes, discrete, usage
 from vae_jax.core import VAE, Examples, Params, condition
-from vae_jax.distributions import Delta, DiagonalGaussian, kl_by_dimension, kl_divergence
+from vae_jax.distributions import Delta, DiagonalGaussian, kl_by_dimension, kl_by_level, kl_divergence
 from vae_jax.objectives import importance_bound, log_weight
 from vae_jax.update import Objective
 from vae_jax.xla import compiling, devices
@@ -41,6 +41,8 @@ class Evaluation(NamedTuple):
     mean: Any  # [N, L], the mean of q(z | x), or the most probable codes; a pytree of such arrays if z is a pytree
     kl_by_dimension: Array | None  # [N, L]; None unless q and p are diagonal Gaussians
     pareto_k: Array | None = None  # [N], the tail of the importance weights; None below 21 samples. See `pareto_k`
+    # [N] each: the KL of each level of a hierarchy whose q and p have their latents in the same order; else empty
+    kl_by_level: dict[str, Array] = {}  # noqa: RUF012
 
 
 def make_evaluate(
@@ -67,34 +69,38 @@ def make_evaluate(
             z = q.sample(jax.random.fold_in(key, k))
             log_likelihood, log_w = log_weight(q, own.decode(params, z), p, x, z, batch)
             divergence = checks.per_example("KL(q(z | x) || p(z))", kl(q, p, z), batch)
+            by_level = kl_by_level(q, p, z) if kl is kl_divergence else {}
             # Extra samples fill up the last chunk and count for nothing.
-            real = k < num_samples
-            return jax.tree.map(partial(jnp.where, real), (log_likelihood, divergence, log_w), (0.0, 0.0, -jnp.inf))
+            terms = jax.tree.map(
+                lambda term: jnp.where(k < num_samples, term, 0.0), (log_likelihood, divergence, by_level)
+            )
+            return terms, jnp.where(k < num_samples, log_w, -jnp.inf)
 
         def chunk(carry, first: Array):
             sums, top, total, squares = carry
-            log_likelihood, divergence, log_w = jax.vmap(sample)(first + jnp.arange(chunk_size))
-            sums = (sums[0] + log_likelihood.sum(0), sums[1] + divergence.sum(0))
+            terms, log_w = jax.vmap(sample)(first + jnp.arange(chunk_size))
+            sums = jax.tree.map(lambda total, term: total + term.sum(0), sums, terms)
             new_top = jnp.maximum(top, log_w.max(0))
             w, shrink = jnp.exp(log_w - new_top[None]), jnp.exp(top - new_top)
             total, squares = total * shrink + w.sum(0), squares * shrink**2 + (w**2).sum(0)
             return (sums, new_top, total, squares), log_w if tail else None
 
-        shapes = jax.eval_shape(sample, 0)
-        zeros = [jnp.zeros(a.shape, a.dtype) for a in shapes]
+        sums, zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(sample, 0))
         firsts = jnp.arange(0, num_samples, chunk_size)
-        start = (tuple(zeros[:2]), zeros[2] - jnp.inf, zeros[2], zeros[2])
+        start = (sums, zeros - jnp.inf, zeros, zeros)
         (sums, top, total, squares), log_w = jax.lax.scan(chunk, start, firsts)
+        log_likelihood, divergence, by_level = jax.tree.map(lambda total: total / num_samples, sums)
         log_px = top + jnp.log(total) - jnp.log(num_samples)
         closed = isinstance(q, DiagonalGaussian) and isinstance(p, DiagonalGaussian)
         result = Evaluation(
-            sums[0] / num_samples,
-            sums[1] / num_samples,
+            log_likelihood,
+            divergence,
             log_px,
             total**2 / squares,
             q.mean,
             kl_by_dimension(q, p) if closed else None,
             pareto_k(log_w.reshape(-1, *batch), tail) if tail else None,
+            by_level,
         )
         point = _is_point(q)
         return _only(result._replace(log_px=None, effective_sample_size=None, pareto_k=None) if point else result)
@@ -273,6 +279,7 @@ def summarize(result: Evaluation, num_samples: int, codes: Codes | None = None) 
     what z is, if it is discrete; the figures of `codes.usage` then stand in place of `active_units`.
     """
     elbo = result.log_likelihood - result.kl
+    levels = {name: mean(term) for name, term in result.kl_by_level.items()}
     each = None if result.kl_by_dimension is None else np.mean(result.kl_by_dimension, 0, dtype=np.float64).tolist()
     return {
         "elbo": mean(elbo),
@@ -281,6 +288,7 @@ def summarize(result: Evaluation, num_samples: int, codes: Codes | None = None) 
         "log_likelihood": mean(result.log_likelihood),
         "kl": mean(result.kl),
         "kl_by_dimension": each,
+        **({"kl_by_level": levels} if levels else {}),
         **latents(result.mean, codes),
         "num_samples": num_samples,
         "num_examples": len(elbo),

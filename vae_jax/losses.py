@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import bounds, names, penalties, posteriors
+from vae_jax import bounds, hierarchies, names, penalties, posteriors
 from vae_jax.config import Config, check_option
 from vae_jax.core import VAE, Params
 from vae_jax.distributions import gaussian_log_prob, kl_by_dimension
@@ -157,10 +157,12 @@ def _check_parts(config: Config) -> None:
             "posterior of codes: no other KL has a closed form here. Set --config.kl=auto for the closed form of the "
             "parts that have one."
         )
-    if config.free_bits and not (gaussian and posterior == "diagonal"):
+    levels = config.hierarchy in hierarchies.TOP_FIRST and config.prior == "standard_normal"
+    if config.free_bits and not ((gaussian or levels) and posterior == "diagonal"):
         raise UserError(
-            f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy: "
-            "the KL of each latent dimension in closed form. Set --config.free_bits=0."
+            f"free_bits is {config.free_bits}, which needs posterior=diagonal, prior=standard_normal and no hierarchy, "
+            f"or one of {' and '.join(hierarchies.TOP_FIRST)}: the KL of each latent dimension, or of each level, in "
+            "closed form. Set --config.free_bits=0."
         )
     if name in WEIGHTED and posterior == "delta":
         raise UserError(f"posterior 'delta' has no density, which objective {name!r} needs. Choose another posterior.")
@@ -213,8 +215,9 @@ def _objective_from_outside(config: Config) -> Callable[..., tuple[Array, dict[s
 def make_evaluation_objective(config: Config) -> Objective:
     """The objective of `config`, used for its value on single examples. `split_loss` combines these values.
 
-    With free bits, which are defined on averages over examples, it also gives the KL of each latent dimension. The
-    objectives of the aggregate posterior are the ELBO here, with their alpha, beta and KL, and `codes` besides.
+    With free bits, which are defined on averages over examples, it also gives `kl_terms`: the KL of each latent
+    dimension, or of each level of a hierarchy. The objectives of the aggregate posterior are the ELBO here, with their
+    alpha, beta and KL, and `codes` besides.
     """
     estimator = config.estimator if config.estimator == "stl" else "pathwise"  # the others have its value
     plain = replace(config, estimator=estimator, free_bits=0.0)
@@ -230,8 +233,10 @@ def make_evaluation_objective(config: Config) -> Objective:
         if config.objective in AGGREGATE:
             codes = penalties.codes(params, key, x, vae, config.num_samples)
             return loss, metrics | {"codes": jax.tree.map(lambda a: a[0], codes)}
-        each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
-        return loss, metrics | {"kl_by_dimension": jnp.mean(each, 0)}
+        q = vae.encode(params, x)
+        if levels := [metrics[f"kl_{name}"] for name in getattr(q, "names", ())]:
+            return loss, metrics | {"kl_terms": jnp.stack(levels)}
+        return loss, metrics | {"kl_terms": jnp.mean(kl_by_dimension(q, vae.prior(params)), 0)}
 
     return with_codes
 
@@ -239,11 +244,11 @@ def make_evaluation_objective(config: Config) -> Objective:
 def split_loss(config: Config, values: Mapping[str, Any]) -> dict[str, float]:
     """The loss and the metrics of a split, from what the objective of `make_evaluation_objective` gives per example.
 
-    values: [N] each, with free bits also `kl_by_dimension`, [N, L], and for an objective of the aggregate posterior
+    values: [N] each, with free bits also `kl_terms`, [N, T], and for an objective of the aggregate posterior
     also `codes`. The results are averages over the split, except
 
-    - the KL in a loss with free bits: it is sum_d max(KL_d, free_bits), where KL_d is averaged over the whole split. In
-      training, KL_d is averaged over a batch.
+    - the KL in a loss with free bits: it is sum_d max(KL_d, free_bits), where the term KL_d is averaged over the whole
+      split. In training, it is averaged over a batch.
     - the penalties on the aggregate posterior: q(z) is that of the whole split, without an estimate of its density. In
       training, it is estimated from a batch. The total correlation and the mutual information are averages over the z,
       and the MMD is between the z, of at most 10,000 examples, evenly spaced over the split. The MMD of one example is
@@ -253,8 +258,8 @@ def split_loss(config: Config, values: Mapping[str, Any]) -> dict[str, float]:
     codes = values.pop("codes", None)
     with np.errstate(invalid="ignore"):  # a mean of infinities of both signs
         means = {name: np.mean(value, axis=0, dtype=np.float64) for name, value in values.items()}
-    if "kl_by_dimension" in means:
-        each = means.pop("kl_by_dimension")
+    if "kl_terms" in means:
+        each = means.pop("kl_terms")
         means["loss"] += config.beta * np.sum(np.maximum(config.free_bits - each, 0))
     if codes is not None:
         means |= _with_penalty(config, means, codes)

@@ -57,12 +57,12 @@ def mlp(
     as LeCun's do for 1 and PyTorch's for 1/3. compute_dtype: the type of the factors in `products.product`.
     """
     _check_scale(init_scale)
-    sizes, activations = tuple(hidden_sizes), _activations(activation, len(hidden_sizes))
+    sizes, activations = tuple(hidden_sizes), activations_of(activation, len(hidden_sizes))
     encoder = _MLP(sizes, encoder_outputs, activations, init_scale, compute_dtype)
     decoder = _MLP(
         tuple(reversed(hidden_sizes)),
         prod(shape) * decoder_outputs,
-        _activations(decoder_activation or activation, len(hidden_sizes)),
+        activations_of(decoder_activation or activation, len(hidden_sizes)),
         init_scale,
         compute_dtype,
     )
@@ -186,7 +186,7 @@ def coupling(num_outputs: int, *, hidden_size: int = 256, num_layers: int = 2) -
 Activations = tuple[Callable[[Array], Array], ...]
 
 
-def _activations(names: str, num_layers: int) -> Activations:
+def activations_of(names: str, num_layers: int) -> Activations:
     if not isinstance(names, str):
         raise ValueError(f"activation is {names!r}; expected a name, or names separated by commas.")
     each = [name.strip() for name in names.split(",")]
@@ -211,7 +211,7 @@ def _pad_blocks(numbers: Sequence[int], num_images: int) -> tuple[int, ...]:
 
 
 def _split_activations(names: str, first: int, second: int) -> tuple[Activations, Activations]:
-    every = _activations(names, first + second)
+    every = activations_of(names, first + second)
     return every[:first], every[first:]
 
 

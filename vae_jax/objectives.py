@@ -9,7 +9,7 @@ from jax import Array
 
 from vae_jax import checks
 from vae_jax.core import VAE, Params
-from vae_jax.distributions import KL, kl_analytic, kl_by_dimension, kl_divergence
+from vae_jax.distributions import KL, kl_analytic, kl_by_dimension, kl_by_level, kl_divergence
 
 Kl = str | Callable[..., Array]  # 'auto', 'analytic', 'monte_carlo', or a function (q, p, z) -> KL(q || p), [...]
 
@@ -41,6 +41,13 @@ def elbo(
     vanishes where q is the true posterior. 'stl' needs kl='monte_carlo'. Raises ValueError for another estimator or
     combination, if x is empty or holds bytes, and if a density or the KL is not one number per example.
     """
+    return _terms(params, key, x, vae, num_samples, kl, estimator)[0]
+
+
+def _terms(
+    params: Params, key: Array, x: Array, vae: VAE, num_samples: int, kl: Kl, estimator: str
+) -> tuple[Elbo, dict[str, Array]]:
+    """The terms of `elbo`, and the KL of each level of a hierarchy that has them, [B], if kl is 'auto'."""
     if estimator not in ("pathwise", "stl"):
         raise ValueError(f"The ELBO has no estimator {estimator!r}. Choose one of: pathwise, stl.")
     divergence = _kl(kl)
@@ -52,9 +59,10 @@ def elbo(
     if estimator == "stl":
         q = vae.encode(jax.lax.stop_gradient(params), x)
 
-    def one(z: Any) -> Elbo:
+    def one(z: Any) -> tuple[Elbo, dict[str, Array]]:
         log_likelihood = checks.log_prob("log p(x | z)", vae.decode(params, z), x, batch)
-        return Elbo(log_likelihood, checks.per_example("KL(q(z | x) || p(z))", divergence(q, p, z), batch))
+        by_level = kl_by_level(q, p, z) if divergence is kl_divergence else {}
+        return Elbo(log_likelihood, checks.per_example("KL(q(z | x) || p(z))", divergence(q, p, z), batch)), by_level
 
     if num_samples == 1:  # without an axis for the samples, convolutions take half the time on CPU
         return one(jax.tree.map(lambda a: a[0], z))
@@ -80,18 +88,26 @@ def negative_elbo(
     The metrics `elbo`, `log_likelihood` and `kl` do not depend on alpha, beta or free_bits. `alpha` and `beta` may be
     traced. For the beta-VAE see Higgins et al. 2017, equation 4.
 
-    free_bits: the KL of each latent dimension, averaged over the batch, counts as at least this many nats (Kingma et
-    al. 2016, arXiv:1606.04934, equation 15). It needs the closed form between diagonal Gaussians and raises ValueError
-    without it. Such a loss is not an average over examples: `build.split_loss` computes the loss of a whole split.
+    Of a hierarchy whose q and p have their latents in the same order, the metrics also hold the KL of each level.
+
+    free_bits: the KL of each latent dimension, or of each level of a hierarchy, averaged over the batch, counts as at
+    least this many nats (Kingma et al. 2016, arXiv:1606.04934, equation 15). It needs the closed form between diagonal
+    Gaussians, or such levels, and raises ValueError without it. Such a loss is not an average over examples:
+    `build.split_loss` computes the loss of a whole split.
     """
-    terms = elbo(params, key, x, vae, num_samples=num_samples, kl=kl, estimator=estimator)
+    terms, by_level = _terms(params, key, x, vae, num_samples, kl, estimator)
     log_likelihood, divergence = (jnp.mean(term) for term in terms)
     metrics = {"elbo": log_likelihood - divergence, "log_likelihood": log_likelihood, "kl": divergence}
+    levels = {f"kl_{name}": jnp.mean(term) for name, term in by_level.items()}
     if free_bits:
         if _kl(kl) not in (kl_divergence, kl_analytic):
             raise ValueError("free_bits needs the closed-form KL of each latent dimension: kl='auto' or 'analytic'.")
-        each = kl_by_dimension(vae.encode(params, x), vae.prior(params))
-        divergence = jnp.sum(jnp.maximum(jnp.mean(each, 0), free_bits))
+        if levels:
+            each = jnp.stack([*levels.values()])
+        else:
+            each = jnp.mean(kl_by_dimension(vae.encode(params, x), vae.prior(params)), 0)
+        divergence = jnp.sum(jnp.maximum(each, free_bits))
+    metrics |= levels
     return beta * divergence - alpha * log_likelihood, metrics
 
 
