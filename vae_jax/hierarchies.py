@@ -3,7 +3,7 @@
 z1 is next to x, and each further latent is one level above. Only the networks next to x take a label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -217,9 +217,11 @@ class Chain(NamedTuple):
             drawn.append(of(drawn[-1]).sample(own_key))
         return dict(zip(self.names, drawn, strict=True))
 
-    def given(self, value: dict[str, Any]) -> list[Distribution]:
+    def given(self, value: dict[str, Any]) -> Iterator[Distribution]:
         """The distribution of each latent, given the one before it in `value`."""
-        return [self.first, *(of(value[name]) for of, name in zip(self.then, self.names[:-1], strict=True))]
+        yield self.first
+        for of, name in zip(self.then, self.names[:-1], strict=True):
+            yield of(value[name])
 
     def log_prob(self, value: dict[str, Any]) -> Array:
         first, *others = (p.log_prob(value[name]) for p, name in zip(self.given(value), self.names, strict=True))
