@@ -123,13 +123,13 @@ def test_a_linear_gaussian_chain_has_the_density_of_its_closed_form(key):
 
 def test_a_chain_is_the_product_of_its_parts(key):
     first = DiagonalGaussian(jnp.array([0.3, -1.0]), jnp.array([0.2, -0.4]))
-    then = lambda a: DiagonalGaussian(a[..., :1] * 2, a[..., 1:])  # noqa: E731
+    then = lambda z: DiagonalGaussian(z["b"][..., :1] * 2, z["b"][..., 1:])  # noqa: E731
     chain = Chain(("b", "a"), first, (then,))
     z = chain.sample(key, (200_000,))
     assert {name: a.shape for name, a in z.items()} == {"b": (200_000, 2), "a": (200_000, 1)}
     np.testing.assert_allclose(z["b"].mean(0), first.mean, atol=0.02)
     np.testing.assert_allclose(np.corrcoef(z["a"][:, 0], z["b"][:, 0])[0, 1], 2.21 / (2.21**2 + 0.48) ** 0.5, atol=0.2)
-    np.testing.assert_allclose(chain.log_prob(z), first.log_prob(z["b"]) + then(z["b"]).log_prob(z["a"]), rtol=1e-6)
+    np.testing.assert_allclose(chain.log_prob(z), first.log_prob(z["b"]) + then(z).log_prob(z["a"]), rtol=1e-6)
     np.testing.assert_allclose(chain.mean["a"], 2 * first.mean[:1])
 
 
@@ -235,7 +235,8 @@ def test_the_gaussian_that_levels_combine_is_the_product_of_densities():
     assert (far.mean, far.log_var) == (0, -200)
 
 
-def test_a_ladder_of_two_levels_against_quadrature(key):
+@pytest.mark.parametrize("skip", (False, True))
+def test_a_ladder_of_two_levels_against_quadrature(skip, key):
     """The densities, log p(x), the ELBO and the KL of each level, of six binary pixels and levels of one dimension."""
     x = jnp.array([[1, 0, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1]], jnp.float32)
     config = Config(
@@ -244,7 +245,7 @@ def test_a_ladder_of_two_levels_against_quadrature(key):
         activation="tanh",
         batch_size=1,
         hierarchy="ladder",
-        hierarchy_options={"latent_dims": [1], "hidden_sizes": [6]},
+        hierarchy_options={"latent_dims": [1], "hidden_sizes": [6], "skip": skip},
     )
     vae = builder.make_vae(config, DataInfo((6,), (), (0.0, 1.0), len(x), 0, 0, "", None))
     rng = np.random.default_rng(0)
@@ -305,8 +306,9 @@ def test_the_kl_of_every_level_is_told_and_counts_free_bits(key):
     assert set(summarize(result, 50)["kl_by_level"]) == {"z1", "z2"}
 
 
-def test_a_ladder_of_five_levels_has_five_latents():
-    options = {"latent_dims": (5, 4, 3, 2), "hidden_sizes": (9, 8, 7, 6)}
+@pytest.mark.parametrize("skip", (False, True))
+def test_a_ladder_of_five_levels_has_five_latents(skip):
+    options = {"latent_dims": (5, 4, 3, 2), "hidden_sizes": (9, 8, 7, 6), "skip": skip}
     vae = builder.make_vae(
         Config(batch_size=5, latent_dim=6, hidden_sizes=(8,), hierarchy="ladder", hierarchy_options=options), DATA
     )

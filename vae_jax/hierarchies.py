@@ -79,6 +79,7 @@ def ladder(
     latent_dims: Sequence[int] = (32, 16, 8, 4),
     hidden_sizes: Sequence[int] = (256, 128, 64, 64),
     num_layers: int = 2,
+    skip: bool = False,
 ) -> Hierarchy:
     """q(z_L | x) .. q(z1 | x, z2) and p(z_L) p(z_L-1 | z_L) .. p(x | z1), with any number of levels.
 
@@ -87,7 +88,8 @@ def ladder(
 
     latent_dims: the dimensions of z2, z3, ...; with none, the VAE is the one without a hierarchy. hidden_sizes: for
     each of them, the units of its `num_layers` layers from below, and of those back down. The first layer from below
-    is a part of the outputs of the network that gives the Gaussian of the level below.
+    is a part of the outputs of the network that gives the Gaussian of the level below. skip: p(x | z) and p(z_i | z)
+    see all latents above, not the nearest alone, as in BIVA (Maaloe et al. 2019, arXiv:1902.02102).
     """
     dims, sizes = tuple(latent_dims), tuple(hidden_sizes)
     if len(sizes) != len(dims):
@@ -98,20 +100,23 @@ def ladder(
         if not dims:
             return join(lower._replace(prior=levels.prior(lower.latent_dim)))
         passed = (*sizes, 0)  # units that each level hands on to the one above
+        every = (lower.latent_dim, *dims)
+        seen = [sum(every[i:]) if skip else dim for i, dim in enumerate(every)]  # latents that each decoder sees
 
         def posterior(i: int, latent_dim: int) -> Posterior:
             return _with_features(levels.posterior(latent_dim), passed[i], levels.activation)
 
         q = posterior(0, lower.latent_dim)
-        each = [join(lower._replace(encoder=levels.encoder_of_x(q.num_outputs), posterior=q))]
-        for i, (dim, size, below) in enumerate(zip(dims, sizes, (lower.latent_dim, *dims), strict=False), 1):
+        encoder = levels.encoder_of_x(q.num_outputs)
+        each = [join(lower._replace(encoder=encoder, posterior=q, latent_dim=seen[0]))]
+        for i, (dim, size, below) in enumerate(zip(dims, sizes, every, strict=False), 1):
             q, middle = posterior(i, dim), gaussian_pixel((below,))
             up = levels.dense((size,), q.num_outputs, 1, (size,) * (num_layers - 1)).encoder
             down = levels.dense((below,), 1, middle.num_outputs, (size,) * num_layers).decoder
             prior = levels.prior(dim, encodes_x=False) if i == len(dims) else lower.prior
-            level = join(Parts((size,), up, down, q, middle, prior, dim))
+            level = join(Parts((size,), up, down, q, middle, prior, seen[i]))
             each.append(_starting_at_zeros(level, (size,)))
-        return join_ladder(each)
+        return join_ladder(each, skip)
 
     return Hierarchy(build)
 
@@ -121,7 +126,7 @@ def join_markov(lower: VAE, upper: VAE) -> VAE:
 
     def encode(params: Params, x: Array, context: Array | None = None) -> Chain:
         q = lower.encode(params["lower"], x, context)
-        return Chain(("z1", "z2"), q, (lambda z1: upper.encode(params["upper"], z1),))
+        return Chain(("z1", "z2"), q, (lambda z: upper.encode(params["upper"], z["z1"]),))
 
     def decode(params: Params, z: Any, context: Array | None = None) -> Distribution:
         return lower.decode(params["lower"], z["z1"], context)
@@ -133,9 +138,9 @@ def join_top_first(lower: VAE, upper: VAE) -> VAE:
     """The VAE of `hvae`. `lower` takes z2 as its context, and `upper` gives q(z2 | x), p(z1 | z2) and p(z2)."""
 
     def encode(params: Params, x: Array, context: Array | None = None) -> Chain:
-        def infer_z1(z2: Array) -> Distribution:
-            repeated = jnp.broadcast_to(x, (*z2.shape[:-2], *x.shape))
-            return lower.encode(params["lower"], repeated, with_context(z2, context))
+        def infer_z1(z: dict[str, Array]) -> Distribution:
+            repeated = jnp.broadcast_to(x, (*z["z2"].shape[:-2], *x.shape))
+            return lower.encode(params["lower"], repeated, with_context(z["z2"], context))
 
         return Chain(("z2", "z1"), upper.encode(params["upper"], x), (infer_z1,))
 
@@ -145,17 +150,22 @@ def join_top_first(lower: VAE, upper: VAE) -> VAE:
     return VAE(_init(lower, upper), encode, decode, _prior(upper))
 
 
-def join_ladder(levels: Sequence[VAE]) -> VAE:
+def join_ladder(levels: Sequence[VAE], skip: bool = False) -> VAE:
     """The VAE of `ladder`.
 
-    levels[i] decodes z_i+1 to p(z_i | z_i+1), or z1 to p(x | z1). It encodes what the level below hands on, or x, to a
-    pair: a Gaussian of z_i+1, and what it hands on. The prior is that of the last level.
+    levels[i] decodes z_i+1 to p(z_i | z_i+1), or z1 to p(x | z1); with `skip`, it sees all latents above too, in their
+    order. It encodes what the level below hands on, or x, to a pair: a Gaussian of z_i+1, and what it hands on. The
+    prior is that of the last level.
     """
     names = tuple(f"z{i}" for i in range(1, len(levels) + 1))
 
-    def downwards(params: Params) -> list[Callable[[Array], Any]]:
-        """z_i+1 -> p(z_i | z_i+1), from the top down."""
-        return [partial(level.decode, params[name]) for level, name in zip(levels[:0:-1], names[:0:-1], strict=True)]
+    def decode_level(params: Params, i: int, z: dict[str, Array], context: Array | None = None) -> Any:
+        above = jnp.concatenate([z[name] for name in names[i:]], -1) if skip else z[names[i]]
+        return levels[i].decode(params[names[i]], above, context)
+
+    def downwards(params: Params) -> list[Callable[[dict[str, Array]], Any]]:
+        """z -> p(z_i | z), from the top down."""
+        return [partial(decode_level, params, i) for i in range(len(levels) - 1, 0, -1)]
 
     def init(key: Array, x: Array) -> Params:
         keys = jax.random.split(key, len(levels))
@@ -168,13 +178,13 @@ def join_ladder(levels: Sequence[VAE]) -> VAE:
             gaussian, features = level.encode(params[name], features)
             seen.insert(0, gaussian)
 
-        def inferred(of_x: DiagonalGaussian, prior: Callable[[Array], Any]) -> Callable[[Array], Distribution]:
-            return lambda above: combine(of_x, prior(above))
+        def inferred(of_x: DiagonalGaussian, prior: Callable[..., Any]) -> Callable[[dict[str, Array]], Distribution]:
+            return lambda z: combine(of_x, prior(z))
 
         return Chain(names[::-1], seen[0], tuple(map(inferred, seen[1:], downwards(params))))
 
     def decode(params: Params, z: Any, context: Array | None = None) -> Distribution:
-        return levels[0].decode(params["z1"], z["z1"], context)
+        return decode_level(params, 0, z, context)
 
     def prior(params: Params) -> Chain:
         return Chain(names[::-1], levels[-1].prior(params[names[-1]]), tuple(downwards(params)))
@@ -193,42 +203,42 @@ def combine(q: DiagonalGaussian, p: DiagonalGaussian) -> DiagonalGaussian:
 
 
 class Chain(NamedTuple):
-    """The joint distribution p(a) p(b | a) p(c | b) .. over the latent {names[0]: a, names[1]: b, ...}.
+    """The joint distribution p(a) p(b | a) p(c | a, b) .. over the latent {names[0]: a, names[1]: b, ...}.
 
-    `mean` holds the mean of a, the mean of b given this a, and so on: a representative point, not the expectation. A
-    Chain holds functions, so it cannot be an argument or a result of a jitted function.
+    then: a function for each latent but the first, of the latents before it. `mean` holds the mean of a, the mean of b
+    given this a, and so on: a representative point, not the expectation. A Chain holds functions, so it cannot be an
+    argument or a result of a jitted function.
     """
 
     names: tuple[str, ...]
     first: Distribution
-    then: tuple[Callable[[Any], Distribution], ...]  # a -> p(b | a), b -> p(c | b), ...
+    then: tuple[Callable[[dict[str, Any]], Distribution], ...]
 
     @property
     def mean(self) -> dict[str, Any]:
-        means = [self.first.mean]
-        for of in self.then:
-            means.append(of(means[-1]).mean)
-        return dict(zip(self.names, means, strict=True))
+        z = {self.names[0]: self.first.mean}
+        for of, name in zip(self.then, self.names[1:], strict=True):
+            z[name] = of(z).mean
+        return z
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> dict[str, Any]:
         first_key, *keys = jax.random.split(key, len(self.names))
-        drawn = [self.first.sample(first_key, sample_shape)]
-        for of, own_key in zip(self.then, keys, strict=True):
-            drawn.append(of(drawn[-1]).sample(own_key))
-        return dict(zip(self.names, drawn, strict=True))
+        z = {self.names[0]: self.first.sample(first_key, sample_shape)}
+        for of, name, own_key in zip(self.then, self.names[1:], keys, strict=True):
+            z[name] = of(z).sample(own_key)
+        return z
 
     def given(self, value: dict[str, Any]) -> Iterator[Distribution]:
-        """The distribution of each latent, given the one before it in `value`."""
+        """The distribution of each latent, given those before it in `value`."""
         yield self.first
-        for of, name in zip(self.then, self.names[:-1], strict=True):
-            yield of(value[name])
+        yield from (of(value) for of in self.then)
 
     def log_prob(self, value: dict[str, Any]) -> Array:
         first, *others = (p.log_prob(value[name]) for p, name in zip(self.given(value), self.names, strict=True))
         return sum(others, first)
 
     def kl_by_level(self, p: "Chain", z: dict[str, Any]) -> dict[str, Array]:
-        """The KL of each latent given the one before it in z ~ q, where q is this chain: in closed form if it has one.
+        """The KL of each latent given those before it in z ~ q, where q is this chain: in closed form if it has one.
 
         Their sum is an estimate of KL(q || p). It is empty if p has its latents in another order.
         """
@@ -268,7 +278,6 @@ def _init(lower: VAE, upper: VAE) -> Callable[..., Params]:
 
 def _prior(upper: VAE) -> Callable[[Params], Chain]:
     def prior(params: Params) -> Chain:
-        of_z1 = partial(upper.decode, params["upper"])
-        return Chain(("z2", "z1"), upper.prior(params["upper"]), (of_z1,))
+        return Chain(("z2", "z1"), upper.prior(params["upper"]), (lambda z: upper.decode(params["upper"], z["z2"]),))
 
     return prior
