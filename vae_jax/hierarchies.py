@@ -84,7 +84,8 @@ def ladder(
     """q(z_L | x) .. q(z1 | x, z2) and p(z_L) p(z_L-1 | z_L) .. p(x | z1), with any number of levels.
 
     q(z_i | x, z_i+1) is the product of p(z_i | z_i+1) and of a Gaussian that x gives: see `combine` and Sonderby et al.
-    2016 (arXiv:1602.02282), section 2. The paper's batch normalisation is not part of it.
+    2016 (arXiv:1602.02282), section 2. In place of the paper's batch normalisation, what a level hands
+    on is standardised per example.
 
     latent_dims: the dimensions of z2, z3, ...; with none, the VAE is the one without a hierarchy. hidden_sizes: for
     each of them, the units of its `num_layers` layers from below, and of those back down. The first layer from below
@@ -254,11 +255,14 @@ class Chain(NamedTuple):
 
 
 def _with_features(posterior: Posterior, num_features: int, activation: Callable[[Array], Array]) -> Posterior:
-    """The posterior that also gives the last `num_features` of its outputs, after `activation`."""
+    """The posterior that also gives the last `num_features` of its outputs, standardised, after `activation`.
+
+    Without it, each layer makes the differences between examples smaller, and the levels far above x see none of them.
+    """
     size = posterior.num_outputs
 
     def build(params: Params, outputs: Array) -> Any:
-        return posterior.build(params, outputs[..., :size]), activation(outputs[..., size:])
+        return posterior.build(params, outputs[..., :size]), activation(jax.nn.standardize(outputs[..., size:]))
 
     return posterior._replace(num_outputs=size + num_features, build=build)
 
