@@ -26,6 +26,7 @@ COMMANDS = (
     "score",
     "disentangle",
     "report",
+    "explore",
 )
 
 

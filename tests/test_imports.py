@@ -22,6 +22,7 @@ ONLY_IN = {
     "orbax": {"run.arrays"},
     "tensorflow_datasets": {"data.tfds_builders", "data.tfds_records"},
     "tensorboardX": {"run.tensorboard"},
+    "nicegui": {"show.explorer_page", "show.explorer_tab"},
 }
 
 

@@ -165,7 +165,7 @@ def test_the_readme_is_short_and_begins_with_code():
 def help_texts(capsys):
     """What --help prints, of train.py and of every command."""
     pictures = ("sample", "reconstruct", "interpolate", "traverse", "manifold")
-    commands = ("train", *pictures, "encode", "export", "evaluate", "score", "report", "sweep")
+    commands = ("train", *pictures, "encode", "export", "evaluate", "score", "report", "explore", "sweep")
     for parse_flags, argv in ((console.parse_train, []), *((parse, [name]) for name in commands)):
         with pytest.raises(SystemExit):
             parse_flags([*argv, "--help"])

@@ -157,6 +157,12 @@ def parse(argv: list[str]) -> Namespace:
     evaluation_flags(sub)
     sub.set_defaults(ais_chains=0, per_example=None)
 
+    text = "Move the latents in the browser, on a page that this machine serves to itself. Ctrl-C ends it."
+    sub = command("explore", text)
+    evaluation_flags(sub)
+    sub.add_argument("--port", type=console.port, default=0, help="The port of 127.0.0.1. Default: any that is free.")
+    sub.add_argument("--browser", action="store_true", help="Also open the page in the browser.")
+
     text = "Train every combination of seeds, betas and learning rates in one program: a run directory each, a table."
     sub = commands.add_parser("sweep", help=text, description=text)
     sub.add_argument(

@@ -16,6 +16,7 @@ from vae_jax import build, generate, progress
 from vae_jax.cli import console
 from vae_jax.cli.disentangle import disentangle as disentangle
 from vae_jax.cli.examples import load as examples_of, moments, training
+from vae_jax.cli.explore import explore as explore
 from vae_jax.cli.impute import impute as impute
 from vae_jax.cli.score import score as score
 from vae_jax.cli.sweep import sweep as sweep

@@ -169,6 +169,13 @@ def natural(text: str) -> int:
     return _whole(text, 0)
 
 
+def port(text: str) -> int:
+    """Type of a flag: the number of a port, or 0."""
+    if (number := natural(text)) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**16 - 1}")
+    return number
+
+
 def path(text: str) -> Path:
     """Type of a flag: a file or folder, which need not exist."""
     if not text or "\0" in text:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vae_jax import build, generate, progress
 from vae_jax.core import Examples, condition
-from vae_jax.data import datasets, inputs, kinds, splits
+from vae_jax.data import datasets, images, inputs, kinds, splits
 from vae_jax.data.inputs import DataInfo
 from vae_jax.errors import UserError
 from vae_jax.evaluate import evenly
@@ -40,7 +40,7 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
 
     If --data has no splits of its own, all of its examples are taken in their order, and `options.split` becomes 'all'.
     """
-    config, data = restored.config, restored.data
+    config = restored.config
     whole = datasets.load_whole(options.data, inputs.reading_of(config)) if options.data else None
     if whole and options.split:
         raise UserError(
@@ -49,6 +49,35 @@ def load(options: Namespace, restored: Restored, limit: int | None = None) -> Ch
         )
     options.split, split = ("all", "test") if whole else (options.split or "test",) * 2
     dataset = _encoded(whole, restored) if whole else _dataset(options, restored)
+    return _checked(dataset, split, restored, limit)
+
+
+def of_picture(path: Path, label: str | None, restored: Restored) -> tuple[Examples, str]:
+    """Read one image file as an example. It is scaled to cover the shape of the examples, and its centre is cut out.
+
+    The second result says so, if it was of another size. label: the class of a conditional VAE. Raises UserError if the
+    VAE is of something else than pictures.
+    """
+    config, data = restored.config, restored.data
+    if len(data.shape) != 3 or data.shape[-1] not in (1, 3):
+        raise UserError(f"The VAE is of examples of shape {data.shape}, and not of pictures. Give an .npz or a table.")
+    if data.range[0] < 0 or data.range[1] > 1:
+        raise UserError(
+            f"The VAE was trained on data in [{data.range[0]:g}, {data.range[1]:g}], and a picture has values in "
+            "[0, 1]. Give an .npz on that scale."
+        )
+    x, size = images.read_image(path, data.shape)
+    arrays = {"x": x[None]}
+    if label is not None:
+        arrays["y"] = np.array([label])
+    how = inputs.reading_of(config)._replace(layout="nhwc", counts=False)
+    found = _checked(splits.whole(arrays, path.name, how), "test", restored, None)
+    return found.examples, size and f", scaled and cut from {size} (height x width)"
+
+
+def _checked(dataset: splits.Dataset, split: str, restored: Restored, limit: int | None) -> Chosen:
+    """The first `limit` examples of a split and their labels. Raises UserError if they do not suit the VAE."""
+    config, data = restored.config, restored.data
     if config.conditional is True:
         dataset = splits.renamed(dataset, data.names)
         dataset = _of_known_labels(dataset, split, data)

@@ -68,6 +68,22 @@ def read_folder(folder: Path, how: Reading = PLAIN) -> Folder:
     return Folder(x, label, classes)
 
 
+def read_image(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+    """Read one image file as [H, W, C], uint8: turned, over white, scaled and cut as in `read_folder`.
+
+    The second result is the size that it had, such as '30 x 90' (height x width), if it was another one. Raises
+    UserError if it cannot be read, or has more than 8 bits per colour.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        size = _header(path.parent, path, load=False).size
+        x = _decode(path, "L" if shape[2] == 1 else "RGB", (shape[0], shape[1]), scaled=True)
+    return x, "" if size == (shape[1], shape[0]) else _by_height(size)
+
+
 def decoded_file(folder: Path, how: Reading = PLAIN) -> tuple[Path | np.ndarray, np.ndarray | None, tuple[str, ...]]:
     """The .npy file in the cache that holds the images of a folder, their labels and the classes.
 
