@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def make(run_dir, **options):
     restored = checkpoints.load(run_dir, "latest")
     chosen = examples.load(console_options(), restored)
-    return explorer.make(restored, *chosen, **{"num_samples": 2, **options})
+    return explorer.make(restored, *chosen[:3], **{"num_samples": 2, **options})
 
 
 def console_options():
@@ -156,8 +156,9 @@ def test_z1_follows_z2(hierarchy_run):
     found = make(hierarchy_run)
     assert [control.name for control in found.controls] == ["z1_1", "z1_2", "z2_1", "z2_2", "z2_3"]
     params, u = found.restored.params, found.draw(1)
-    p = found.restored.vae.prior(params).then(u[None, 2:])
-    np.testing.assert_allclose(found.follow(u), [*np.asarray(p.mean[0]), *u[2:]], rtol=1e-5, atol=1e-6)
+    (of_z1,) = found.restored.vae.prior(params).then
+    p = of_z1({"z2": u[None, 2:]})
+    np.testing.assert_allclose(found.follow(u, "z2"), [*np.asarray(p.mean[0]), *u[2:]], rtol=1e-5, atol=1e-6)
 
 
 def test_a_picture_is_read_as_it_was_drawn(digits, tmp_path):

@@ -34,7 +34,7 @@ def explore(options: Namespace) -> None:
     with listen(options.port) as sock:
         restored = checkpoints.load(options.run_dir, options.checkpoint, trust=options.trust)
         chosen = examples.load(options, restored, options.limit)
-        made = explorer.make(restored, *chosen, num_samples=options.num_samples, seed=options.seed)
+        made = explorer.make(restored, *chosen[:3], num_samples=options.num_samples, seed=options.seed)
 
         from vae_jax.show import explorer_page  # which imports nicegui
 

@@ -4,6 +4,7 @@ Sliders move the numbers u, [U]: those of z, or of discrete latents the digits o
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Control(NamedTuple):
     """A number that a slider moves."""
 
     name: str  # z_1, or z1_1 in a hierarchy
-    group: str  # z, or z1 or z2 in a hierarchy
+    group: str  # z, or in a hierarchy the level: z1, z2, ...
     low: float
     high: float
     step: float
@@ -61,7 +62,8 @@ class Explorer(NamedTuple):
     encode: Callable[[Examples], np.ndarray]  # [N, ...] -> u of the posterior means, [N, U]
     figures: Callable[[Examples], dict[str, float]]  # of one example, in nats
     latent: Callable[[np.ndarray], Any]  # u -> z, as lists of numbers
-    follow: Callable[[np.ndarray], np.ndarray] | None  # u with z1 = E[z1 | z2]; None without a hierarchy
+    # u, a level -> u with the means of the levels below, given it and those above; None without a hierarchy
+    follow: Callable[[np.ndarray, str], np.ndarray] | None
 
 
 def make(
@@ -109,11 +111,13 @@ def make(
     def encode(params, examples: Examples):
         return of_z(condition(discrete(vae), examples.context).encode(params, examples.x).mean)
 
-    @jax.jit
-    def follow(params, u):
+    @partial(jax.jit, static_argnums=2)
+    def follow(params, u, level):
         z, p = unravel(u), vae.prior(params)
-        upper, lower = p.names
-        return of_z({upper: z[upper], lower: p.then(z[upper]).mean})[0]
+        for name, of in zip(p.names[1:], p.then, strict=True):
+            if p.names.index(name) > p.names.index(level):
+                z = {**z, name: of(z).mean}
+        return of_z(z)[0]
 
     def encode_all(examples: Examples) -> np.ndarray:
         parts = [jax.tree.map(lambda a, i=i: a[i : i + _BATCH], examples) for i in range(0, len(examples.x), _BATCH)]
@@ -155,7 +159,7 @@ def make(
         encode_all,
         figures,
         lambda u: jax.tree.map(lambda a: np.asarray(a)[0].tolist(), to_z(_floats(u, zero))),
-        (lambda u: np.asarray(follow(params, _floats(u, zero)))) if config.hierarchy else None,
+        (lambda u, level: np.asarray(follow(params, _floats(u, zero), level))) if config.hierarchy else None,
     )
 
 

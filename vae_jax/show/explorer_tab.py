@@ -109,8 +109,8 @@ class Tab:
         self.u = self.u.copy()
         self.u[i] = value
         controls, follow = self.explorer.controls, self.explorer.follow
-        if follow and self.parts.follows.value and controls[i].group == controls[-1].group:
-            await self.place(follow(self.u), held=i)
+        if follow and self.parts.follows.value and controls[i].group != controls[0].group:
+            await self.place(follow(self.u, controls[i].group), held=i)
         else:
             await self.refresh()
 
