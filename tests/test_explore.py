@@ -32,7 +32,7 @@ from vae_jax.run import checkpoints
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import drawn, explorer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.robust, pytest.mark.usefixtures("no_pictures")]
 
 
 def make(run_dir, **options):
@@ -247,7 +247,7 @@ def table_run(train, tmp_path_factory):
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [name for name in ("nicegui", "playwright") if find_spec(name) is None] + ["chromium"] * (not CHROMIUM)
-in_a_browser = [pytest.mark.robust, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
+in_a_browser = [pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
 
 
 @pytest.fixture
@@ -445,7 +445,6 @@ def test_in_the_browser(run, request, serve, chromium, tmp_path):
     seen.assert_clean()
 
 
-@pytest.mark.robust
 @pytest.mark.skipif(find_spec("nicegui") is None, reason="not installed: nicegui")
 def test_without_the_token_there_is_nothing(serve, digits_run):
     url = serve(digits_run)
