@@ -129,6 +129,7 @@ def _evaluation(summary: dict[str, Any], num_latents: int, of_what: str) -> list
     else:
         cards["Active units"] = (str(summary["active_units"]), f"of {num_latents}")
     numbers = {name: value for name, value in summary.items() if value is None or isinstance(value, int | float)}
+    numbers |= {f"kl_{level}": value for level, value in summary.get("kl_by_level", {}).items()}
     rows = [(name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items()]
     every = webpage.folded("Every figure of the command evaluate", webpage.table(rows))
     return [webpage.cards(cards), webpage.text(of_what), every]
