@@ -46,7 +46,7 @@ def make_data(recipe, folder):
 def test_recipe(recipe, images, train_py, no_pictures, tmp_path):
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--config.num_epochs=4", "--config.eval_epochs=1"]
     flags += ["--config.batch_size=10", "--config.picture_epochs=0", "--config.warmup_steps=0"]
-    flags += ["--config.validation_size=0"]
+    flags += ["--config.validation_size=0", "--config.beta_warmup_steps=0"]
     if recipe.stem in OWN_DATA:
         make_data(recipe, tmp_path)
         flags.append(f"--config.dataset={tmp_path / load_recipe(recipe).dataset}")
