@@ -234,8 +234,8 @@ def make_evaluation_objective(config: Config) -> Objective:
             codes = penalties.codes(params, key, x, vae, config.num_samples)
             return loss, metrics | {"codes": jax.tree.map(lambda a: a[0], codes)}
         q = vae.encode(params, x)
-        if levels := [metrics[f"kl_{name}"] for name in getattr(q, "names", ())]:
-            return loss, metrics | {"kl_terms": jnp.stack(levels)}
+        if hasattr(q, "kl_by_level"):
+            return loss, metrics | {"kl_terms": jnp.stack([metrics[f"kl_{name}"] for name in q.names])}
         return loss, metrics | {"kl_terms": jnp.mean(kl_by_dimension(q, vae.prior(params)), 0)}
 
     return with_codes
