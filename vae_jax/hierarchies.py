@@ -196,7 +196,7 @@ def join_ladder(levels: Sequence[VAE], skip: bool = False) -> VAE:
 def combine(q: DiagonalGaussian, p: DiagonalGaussian) -> DiagonalGaussian:
     """The Gaussian proportional to q(z) p(z): precisions add, and each mean counts by its precision.
 
-    See Sonderby et al. 2016 (arXiv:1602.02282), equations 12 and 13. q: [B, L]; p and the result: [..., B, L].
+    See Sonderby et al. 2016 (arXiv:1602.02282), section 2. q: [B, L]; p and the result: [..., B, L].
     """
     mean, log_var = expand_like(q.mean, p.mean), expand_like(q.log_var, p.log_var)
     weight = jax.nn.sigmoid(p.log_var - log_var)  # the share of q's precision, finite for any variances
