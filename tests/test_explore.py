@@ -142,6 +142,20 @@ def test_sliders_of_codes_snap_to_them(coded):
     np.testing.assert_allclose(coded.latent(np.array([0, 3, 1])), [-1, 0.5, 0])
 
 
+@pytest.mark.parametrize("code_dim", (1, 2))
+def test_sliders_of_vectors_choose_rows_of_the_codebook(train, tmp_path, code_dim):
+    options = json.dumps({"num_codes": 8, "code_dim": code_dim})
+    train(
+        tmp_path / "run", posterior="vq", objective="vq", prior="uniform_codes", latent_dim=4, posterior_options=options
+    )
+    found = make(tmp_path / "run")
+    assert [(c.low, c.high) for c in found.controls] == [(0, 7)] * (4 // code_dim)
+    q = found.restored.vae.encode(found.restored.params, found.examples.x[:5])
+    u = found.encode(jax.tree.map(lambda a: a[:5], found.examples))
+    np.testing.assert_array_equal(u, q.digits)
+    np.testing.assert_allclose([found.latent(row) for row in u], q.mean, atol=1e-6)
+
+
 def test_a_posterior_mean_is_where_reconstruct_decodes(digits, coded):
     for found in (digits, coded):
         one, vae = first(found), found.restored.vae

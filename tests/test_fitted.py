@@ -1,5 +1,6 @@
 """The prior fitted after training: its density, its draws, and the weights that it belongs to."""
 
+import io
 import shutil
 
 import jax
@@ -69,8 +70,11 @@ def test_it_belongs_to_its_weights(tmp_path, monkeypatch):
     assert np.any(of_run(others).components.mean != first.components.mean) and len(fits) == 2
     jax.tree.map(np.testing.assert_array_equal, of_run(params), first)
     assert len(of_run(params, 3).logits) == 3 and len(fits) == 4
-    (tmp_path / kept.NAME).write_bytes(b"PK not an archive")
-    assert len(of_run(params, 3).logits) == 3 and len(fits) == 5
+    file = io.BytesIO()
+    np.save(file, np.ones(3))
+    for i, damaged in enumerate((b"PK not an archive", b"", file.getvalue()), 5):
+        (tmp_path / kept.NAME).write_bytes(damaged)
+        assert len(of_run(params, 3).logits) == 3 and len(fits) == i
 
 
 @pytest.mark.robust

@@ -319,6 +319,15 @@ def test_a_ladder_of_five_levels_has_five_latents(skip):
     assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(grads))
 
 
+def test_the_layers_of_a_ladder_have_default_sizes():
+    options = {"latent_dims": (3, 2)}
+    vae = builder.make_vae(
+        Config(batch_size=5, latent_dim=4, hidden_sizes=(8,), hierarchy="ladder", hierarchy_options=options), DATA
+    )
+    params = jax.eval_shape(vae.init, jax.random.key(0), data())
+    assert [params[level]["decoder"]["Dense_0"]["bias"].shape for level in ("z2", "z3")] == [(256,), (128,)]
+
+
 def test_a_ladder_refuses_what_it_cannot_combine():
     with pytest.raises(UserError, match=r"posterior is 'flow'\. Set --config\.posterior=diagonal"):
         build("ladder", posterior="flow")

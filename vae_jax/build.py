@@ -242,7 +242,8 @@ def _prior(
         neutral = " --config.prior_options={}" if config.prior_options else ""
         raise UserError(
             f"posterior {config.posterior!r} needs a prior of codes, and prior is {config.prior!r}. Set "
-            f"--config.prior=uniform_codes{neutral} or --config.prior=factorized_codes{neutral}."
+            f"--config.prior=uniform_codes{neutral} or --config.prior=factorized_codes{neutral}"
+            f"{', and --config.objective=vq' * (config.posterior == 'vq' != config.objective)}."
         )
     if not codes and config.prior in priors.OF_CODES:
         raise UserError(

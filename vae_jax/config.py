@@ -119,7 +119,8 @@ class Config:
         "The estimator of the gradient. stl (sticking the landing) is for elbo, mmd and dip, dreg (doubly "
         "reparameterised) for iwae, covariance for thermodynamic.", ("pathwise", "stl", "dreg", "covariance"))
     free_bits: float = _setting(0.0,
-        "Free bits: each latent dimension's KL counts as at least this many nats in the loss.")
+        "Free bits: the KL of each latent dimension, or of each level of a hierarchy, counts as at least this many "
+        "nats in the loss.")
     kl: str = _setting("auto",
         "The KL in the loss. auto: in closed form between Gaussians and of codes, else estimated from the samples. "
         "analytic: only in closed form. monte_carlo: always estimated.", ("auto", "analytic", "monte_carlo"))

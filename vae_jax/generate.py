@@ -152,10 +152,15 @@ def unflat(z: Array, like: Any) -> Any:
 def moments(q: Any) -> dict[str, Array]:
     """The `mean` of q(z | x) and, if it is Gaussian, the `log_var` of each dimension, [N, L] each.
 
-    If it is discrete, the mean is the most probable z, and `code` holds the numbers of its codes, [N, G].
+    If it is discrete, the mean is the most probable z, and `code` holds the numbers of its codes, [N, G]. Of a
+    hierarchy, the mean holds the levels one after the other, each at the means of the levels before it in q, and
+    `mean_z1`, `mean_z2`, ... hold each by itself.
     """
     q = q.discrete() if hasattr(q, "discrete") else q
-    arrays = {"mean": flat(q.mean)}
+    mean = q.mean
+    arrays = {"mean": flat(mean)}
+    if isinstance(mean, dict):
+        arrays |= {f"mean_{level}": each for level, each in mean.items()}
     if isinstance(q, DiagonalGaussian):
         arrays["log_var"] = q.log_var
     if isinstance(q, FullGaussian):

@@ -77,22 +77,24 @@ def hvae(*, latent_dim: int = 40, hidden_sizes: Sequence[int] = (300, 300)) -> H
 def ladder(
     *,
     latent_dims: Sequence[int] = (32, 16, 8, 4),
-    hidden_sizes: Sequence[int] = (256, 128, 64, 64),
+    hidden_sizes: Sequence[int] = (),
     num_layers: int = 2,
     skip: bool = False,
 ) -> Hierarchy:
     """q(z_L | x) .. q(z1 | x, z2) and p(z_L) p(z_L-1 | z_L) .. p(x | z1), with any number of levels.
 
     q(z_i | x, z_i+1) is the product of p(z_i | z_i+1) and of a Gaussian that x gives: see `combine` and Sonderby et al.
-    2016 (arXiv:1602.02282), section 2. In place of the paper's batch normalisation, what a level hands
-    on is standardised per example.
+    2016 (arXiv:1602.02282), section 2. In place of the paper's batch normalisation, what a level hands on is
+    standardised per example. Without a warm-up of beta or free bits, the upper levels may stay unused.
 
-    latent_dims: the dimensions of z2, z3, ...; with none, the VAE is the one without a hierarchy. hidden_sizes: for
-    each of them, the units of its `num_layers` layers from below, and of those back down. The first layer from below
-    is a part of the outputs of the network that gives the Gaussian of the level below. skip: p(x | z) and p(z_i | z)
-    see all latents above, not the nearest alone, as in BIVA (Maaloe et al. 2019, arXiv:1902.02102).
+    latent_dims: the dimensions of z2, z3, ..., above z1 with the config's latent_dim; with none, the VAE is the one
+    without a hierarchy. hidden_sizes: for each of them, the units of its `num_layers` layers from below, and of those
+    back down; by default 256, 128, and then 64. The first layer from below is a part of the outputs of the network that
+    gives the Gaussian of the level below. skip: p(x | z) and p(z_i | z) see all latents above, not the nearest alone,
+    as in BIVA (Maaloe et al. 2019, arXiv:1902.02102).
     """
-    dims, sizes = tuple(latent_dims), tuple(hidden_sizes)
+    dims = tuple(latent_dims)
+    sizes = tuple(hidden_sizes) or tuple(max(64, 256 >> i) for i in range(len(dims)))
     if len(sizes) != len(dims):
         raise ValueError(f"hidden_sizes is {sizes}; expected one number for each of the latent_dims, {dims}")
 

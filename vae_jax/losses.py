@@ -106,8 +106,13 @@ def _options(config: Config) -> dict[str, Any]:
     if missing := [option for option, p in known.items() if p.default is p.empty and option not in options]:
         given = json.dumps(options | {option: EXAMPLES[option] for option in missing})
         raise UserError(
-            f"objective {name!r} needs the option {' and '.join(missing)}. Give "
+            f"objective {name!r} needs the option{'s' * (len(missing) > 1)} {' and '.join(missing)}. Give "
             f"--config.objective_options='{given}', say."
+        )
+    if name == "thermodynamic" and not options:
+        raise UserError(
+            "objective 'thermodynamic' needs the options num_points and smallest, or points. Give "
+            """--config.objective_options='{"num_points": 5, "smallest": 0.05}', say."""
         )
     if name == "thermodynamic":
         try:

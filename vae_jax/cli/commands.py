@@ -51,8 +51,9 @@ _INFORMATION, _ANNEALING = 0xFFFFFFFE, 0xFFFFFFFD  # for fold_in: no index of an
 
 
 def sample(options: Namespace) -> str:
-    config, data, vae, params, _ = restored = _with_prior(options, _load(options))
-    num, contexts = options.num, _contexts(options, restored)
+    loaded = _load(options)
+    num, contexts = options.num, _contexts(options, loaded)
+    config, data, vae, params, _ = restored = _with_prior(options, loaded)
     size = min(num, generate.samples_per_call(params, vae, data.context_size))
 
     @jax.jit

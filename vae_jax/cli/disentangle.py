@@ -17,6 +17,8 @@ from vae_jax.run import checkpoints
 from vae_jax.run.checkpoints import Restored
 from vae_jax.show import pictures
 
+FEW = 100  # training examples, below which SAP and DCI say little
+
 
 def disentangle(options: Namespace) -> dict[str, Any]:
     """Draw the information that each latent has of each factor, and return the figures of it."""
@@ -49,6 +51,11 @@ def disentangle(options: Namespace) -> dict[str, Any]:
     else:
         progress.say(f"{options.run_dir}: mig_q is left out, because q(z | x) is not Gaussian.")
     order, half = permutation(len(codes)), min(options.num_train, len(codes) // 2)
+    if half < FEW:
+        progress.say(
+            f"SAP and DCI are of {half} training examples, so few that they say little. --split=train or --data=FILE "
+            "gives more."
+        )
     halves = [array[part] for part in (order[:half], order[half : 2 * half]) for array in (codes, factors)]
     sap = disentanglement.separated_attributes(*halves, progress=partial(progress.bar, desc="SAP"))
     dci = disentanglement.dci(*halves, seed=options.seed, progress=partial(progress.bar, desc="DCI"))
@@ -69,7 +76,8 @@ def disentangle(options: Namespace) -> dict[str, Any]:
             options.out, lambda path: pictures.save_matrix(path, information / entropy[:, None], rows, "I(z; v) / H(v)")
         ),
         **{figure: mean(values) for figure, values in (mig | {"sap": sap}).items()},
-        "dci_disentanglement": dci.disentanglement,
+        # With one factor, every code is about this factor alone.
+        "dci_disentanglement": dci.disentanglement if len(names) > 1 else None,
         "dci_completeness": dci.completeness,
         "dci_informativeness": dci.informativeness,
         "factors": described,
@@ -120,6 +128,12 @@ def _varied(names: tuple[str, ...], factors: np.ndarray) -> tuple[tuple[str, ...
             f"Each factor ({', '.join(names)}) has one value in all {len(factors)} examples; expected several. Give "
             "other data by --data."
         )
+    for name, factor in zip(names, factors.T, strict=True):
+        if 2 * len(np.unique(factor)) > len(factor) > 2:
+            raise UserError(
+                f"{name} has {len(np.unique(factor))} values in {len(factor)} examples; expected that values repeat. "
+                "Give more examples, or put its values into classes."
+            )
     if constant:
         progress.say(f"Left out, since they have one value in all examples: {', '.join(constant)}.")
     return tuple(name for name in names if name not in constant), factors[:, varied]

@@ -1,5 +1,6 @@
 """The command explore: the latent space of a run in the browser."""
 
+import os
 import webbrowser
 from argparse import Namespace
 from contextlib import suppress
@@ -22,8 +23,9 @@ def listen(port: int) -> socket:
     try:
         return create_server(("127.0.0.1", port))
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise UserError(
-            f"--port is {port}, which cannot be used ({error.strerror}). Give another one, or leave it out."
+            f"--port is {port}, which cannot be used ({reason}). Give another one, or leave it out."
         ) from None
 
 

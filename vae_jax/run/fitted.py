@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def of_run(
         with np.load(path, allow_pickle=False) as file:
             if all(file[name] == value for name, value in expected.items()):
                 return fitted.of_arrays(*(file[name] for name in ("logits", "mean", "scale_tril")))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         pass  # it is not there, or not whole
     fitted.check_continuous(params, vae)
     given = examples()

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from vae_jax import build, generate
+from vae_jax.codebooks import VectorCodes
 from vae_jax.codes import Codes, discrete
 from vae_jax.core import Examples, condition
 from vae_jax.errors import UserError
@@ -81,7 +82,7 @@ def make(
     Raises UserError if the latents are not numbers that a slider can move.
     """
     config, _, vae, params, _ = restored
-    codes = build.make_codes(config)
+    codes = getattr(vae.prior(params), "codes", None)  # with the vectors of a codebook, if there is one
     prior = lambda params, key, num: vae.prior(params).sample(key, (num,))  # noqa: E731
     like = jax.eval_shape(lambda params: prior(params, jax.random.key(0), 1), params)
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(like)):
@@ -152,7 +153,7 @@ def make(
         names,
         num_samples,
         controls,
-        planes(controls, u, both, nominal=codes is not None and codes.one_hot),
+        planes(controls, u, both, nominal=isinstance(codes, VectorCodes) or (codes is not None and codes.one_hot)),
         shown,
         lambda u, context, key: jax.tree.map(np.asarray, look(params, jax.random.key(key), _floats(u, zero), context)),
         lambda key: np.asarray(draw(params, jax.random.key(key))),
@@ -163,7 +164,7 @@ def make(
     )
 
 
-def _controls(like: Any, codes: Codes | None, u: np.ndarray, both: np.ndarray) -> tuple[Control, ...]:
+def _controls(like: Any, codes: Codes | VectorCodes | None, u: np.ndarray, both: np.ndarray) -> tuple[Control, ...]:
     """The numbers of a z of the shapes `like`. u: [N, U], of the examples. both: [M, U], what sliders must reach."""
     if codes:
         groups = [("z", len(codes.sizes))]

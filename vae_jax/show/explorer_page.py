@@ -119,7 +119,7 @@ def _sliders(tab: Tab) -> None:
     controls, config = tab.explorer.controls, tab.explorer.restored.config
     if tab.explorer.follow:
         by_z1_alone = config.hierarchy != "hvae" and not config.hierarchy_options.get("skip")  # x then depends on z1
-        tab.parts.follows = ui.switch("the levels below follow, as E[z1 | z2]", value=by_z1_alone)
+        tab.parts.follows = ui.switch("The levels below a slider follow it, as E[z1 | z2]", value=by_z1_alone)
     for group in dict.fromkeys(control.group for control in controls):
         own = [i for i, control in enumerate(controls) if control.group == group]
         own.sort(key=lambda i: -controls[i].activity)

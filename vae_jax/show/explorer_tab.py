@@ -118,6 +118,7 @@ class Tab:
 
     async def sample(self) -> None:
         self.key = int(np.clip(self.parts.key_field.value or 0, 0, MAX_WHOLE))
+        self.parts.key_field.set_value(self.key)
         self.one = None
         self.parts.facts.set_content("")
         self.parts.origin.set_text(f"A draw from the prior, key {self.key}")
@@ -140,6 +141,7 @@ class Tab:
     async def take_example(self) -> None:
         explorer = self.explorer
         i = int(np.clip(self.parts.index_field.value or 0, 0, len(explorer.examples.x) - 1))
+        self.parts.index_field.set_value(i)
         label = None if explorer.label is None else text_of(explorer.names, explorer.label[i].item())
         text = f"Example {i}" + ("" if label is None else f", label {label}")
         await self.take(jax.tree.map(lambda a: a[i : i + 1], explorer.examples), text)
