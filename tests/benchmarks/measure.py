@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 from vae_jax.cli.console import positive
 
 Run = Callable[[], float]  # runs once and gives what was measured: a rate, or seconds
+INSTALL = "python -m pip install -e '.[benchmark]'"
 VERSIONS = ("jax", "jaxlib", "torch", "pythae")
 
 
@@ -77,7 +79,7 @@ def _serve(pipe: Any, path: str, arguments: dict[str, Any]) -> None:
         prepared.run()
         pipe.send((prepared.num_params, prepared.choice))
     except ModuleNotFoundError as error:
-        pipe.send(f"{error}; python -m pip install -e '.[benchmark]'")
+        pipe.send(f"{error}; {INSTALL}")
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0])
     else:
@@ -90,6 +92,23 @@ def _asked(pipe: Any) -> bool:
         return pipe.recv() is None
     except EOFError:  # the benchmark is over
         return False
+
+
+def alone(path: str, *arguments: Any) -> Any:
+    """What the function `path`, such as "ours.training", gives in a process of its own, which then ends.
+
+    Raises Unavailable where a package that it needs is not installed.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_called, path, arguments).result()
+        except ModuleNotFoundError as error:
+            raise Unavailable(f"{error}; {INSTALL}") from None
+
+
+def _called(path: str, arguments: tuple[Any, ...]) -> Any:
+    module, name = path.split(".")
+    return getattr(importlib.import_module(module), name)(*arguments)
 
 
 def alternate(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:

@@ -135,35 +135,43 @@ def in_memory(*, steps: int, batch_size: int, network: str):
     return Prepared(run, _num_params(model), choice + failed)
 
 
-def pythae(*, steps: int, batch_size: int = 128):
-    """pythae's trainer on the same network: one epoch of `steps` batches."""
-    from pythae.data.datasets import BaseDataset
+def pythae_vae(encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> nn.Module:
+    """pythae's VAE of a module with `encode`, x [B, 784] -> (mean, log_var), and of one of z -> logits [B, 784]."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     class Encoder(BaseEncoder):
         def __init__(self):
             super().__init__()
-            self.network = MLP()
-            del self.network.decoder
+            self.network = encoder
 
         def forward(self, x: Tensor) -> ModelOutput:
-            mean, log_var = self.network.encode(x)
+            mean, log_var = self.network.encode(x.flatten(1))
             return ModelOutput(embedding=mean, log_covariance=log_var)
 
     class Decoder(BaseDecoder):
         def __init__(self):
             super().__init__()
-            self.network = nn.Sequential(MLP().decoder, nn.Sigmoid())
+            self.network = nn.Sequential(decoder, nn.Sigmoid())
 
         def forward(self, z: Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=self.network(z).view(-1, 1, 28, 28))
 
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=latent_dim, reconstruction_loss="bce")
+    return VAE(config, encoder=Encoder(), decoder=Decoder())
+
+
+def pythae(*, steps: int, batch_size: int = 128):
+    """pythae's trainer on the same network: one epoch of `steps` batches."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    network = MLP()
+    decoder = network.decoder
+    del network.decoder
     logging.disable(logging.INFO)
-    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=20, reconstruction_loss="bce")
-    model = VAE(config, encoder=Encoder(), decoder=Decoder())
+    model = pythae_vae(network, decoder, 20)
     x = torch.from_numpy(images(steps * batch_size)).permute(0, 3, 1, 2).float().div(255)
     with tempfile.TemporaryDirectory() as folder:
         settings = BaseTrainerConfig(
