@@ -47,8 +47,8 @@ RESULTS = Path(__file__).with_suffix(".jsonl")
 TARGETS = {"mnist_fast": 86.76, "plain": 100.0}
 # What a row of the table does not share with vae_jax's row of the same model.
 NOTES = {
-    "PyTorch": "autocast also rounds the results of the products and the activations; oneDNN rounds factors only, also in "
-    "the RealNVP; there is no guard for what is not finite",
+    "PyTorch": "autocast rounds the results of the products and the activations too; oneDNN rounds the factors alone, "
+    "as vae_jax does, but also those in the RealNVP; nothing skips what is not finite",
     "pythae": "its Dataset draws the pixels; its loss takes probabilities; its last batch of an epoch is smaller",
 }
 TINY = {"hidden_sizes": (8,), "latent_dim": 4, "num_epochs": 2, "batch_size": 50}

@@ -90,8 +90,8 @@ def first_params(config: Config, own: inputs.Inputs) -> Any:
 
 
 def grey(own: inputs.Inputs) -> np.ndarray:
-    """The training images, [N, 784], uint8."""
-    x = np.asarray(own.examples.x)
+    """A copy of the training images, [N, 784], uint8."""
+    x = np.array(own.examples.x)
     return x.reshape(len(x), -1)
 
 

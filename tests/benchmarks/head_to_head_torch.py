@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 def dense(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), activation())]
+    layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), activation())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -196,8 +196,20 @@ def pytorch(setting: Setting, grey: np.ndarray, params: Any) -> Trained:
     torch.set_num_threads(num_cores())
     torch.manual_seed(setting.seed)
     x = torch.from_numpy(grey).float().div(255)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # so that nothing was compiled before
-    num_trials = min(TRIAL_STEPS, len(x) // setting.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # so that nothing was compiled before
+        loop, compile_seconds, choice = fastest_loop(setting, x, params)
+        seconds, losses, kept = [0.0], [], []
+        for _ in range(setting.num_epochs):
+            start = time.perf_counter()
+            losses.append(loop.train(loop.steps_per_epoch))
+            seconds.append(seconds[-1] + time.perf_counter() - start)
+            kept.append(to_params(loop.averaged))
+    return Trained(seconds[1:], losses, kept, compile_seconds, choice)
+
+
+def fastest_loop(setting: Setting, x: Tensor, params: Any) -> tuple[Loop, float, str]:
+    """The fastest loop, at its first step again, the seconds of its first step ever, which compiles, and its name."""
     loops, compiling, failed = {}, {}, ""
     for name in variants(setting.compute_dtype):
         loop, start = Loop(setting, x, params, name), time.perf_counter()
@@ -207,15 +219,10 @@ def pytorch(setting: Setting, grey: np.ndarray, params: Any) -> Trained:
             failed = f"; torch.compile failed: {type(error).__name__}"
             continue
         loops[name], compiling[name] = loop, time.perf_counter() - start
+    num_trials = min(TRIAL_STEPS, len(x) // setting.batch_size)
     choice, _ = fastest({name: rate(loop, num_trials) for name, loop in loops.items()})
-    loop, seconds, losses, kept = loops[choice], [0.0], [], []
-    loop.begin()
-    for _ in range(setting.num_epochs):
-        start = time.perf_counter()
-        losses.append(loop.train(loop.steps_per_epoch))
-        seconds.append(seconds[-1] + time.perf_counter() - start)
-        kept.append(to_params(loop.averaged))
-    return Trained(seconds[1:], losses, kept, compiling[choice], choice + failed)
+    loops[choice].begin()
+    return loops[choice], compiling[choice], choice + failed
 
 
 def variants(compute_dtype: str) -> list[str]:

@@ -6,7 +6,7 @@
 Dynamically binarised MNIST, all 10,000 test images. The seconds are those of the whole training process, from its start
 to the last picture. Each figure is a line of headline.jsonl beside this file. The run directories are in
 checkpoints/headline: a run that is there is not trained again, but with --redo, and only what its line lacks is
-evaluated. Without recipes it prints and draws what the file has.
+evaluated. Without recipes it prints and draws what the file has. The picture also has what head_to_head.jsonl has.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_suffix(".jsonl")
+HEAD_TO_HEAD = RESULTS.with_name("head_to_head.jsonl")
 PICTURE = ROOT / ".github" / "convergence.png"
 # Of 5,000 samples, on MNIST binarised in the same way.
 PUBLISHED = {
@@ -85,6 +86,17 @@ def table(rows: list[dict]) -> dict[tuple[str, int], tuple[float, float, float, 
     return dict(sorted(figures.items(), key=lambda item: item[1][2]))
 
 
+def contenders() -> dict[str, list[tuple[float, float]]]:
+    """(minutes of training alone, NLL) of the runs of head_to_head.py with the model of mnist_fast, by contender."""
+    lines = HEAD_TO_HEAD.read_text().splitlines() if HEAD_TO_HEAD.exists() else []
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in map(json.loads, lines):
+        if row["model"] == "mnist_fast":
+            own = [(row[f"minutes{at}"], row[f"nll{at}"]) for at in ("", "_end") if row[f"minutes{at}"] is not None]
+            points.setdefault(f"{row['contender']}, {row['compute_dtype']}", []).extend(own)
+    return points
+
+
 def draw(figures: dict[tuple[str, int], tuple[float, float, float, int]]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -103,6 +115,11 @@ def draw(figures: dict[tuple[str, int], tuple[float, float, float, int]]) -> Non
     for name, x, y in zip(shown, minutes, nll, strict=True):
         own = {"ha": "right", "va": "top", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
         axes.annotate(f"{name} {y:.2f}", (x, y), (-6, -6), textcoords="offset points", fontsize=8, **own)
+    for marker, (name, points) in zip("sDv^<>PX", contenders().items(), strict=False):
+        label = f"{name}: model of mnist_fast, training alone"
+        axes.plot(*zip(*points, strict=True), marker, markersize=5, fillstyle="none", label=label)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8, loc="lower left")
     axes.set_xscale("log")
     ticks = (1, 2, 3, 5, 8, 12, 20, 30, 60)
     axes.set_xticks(ticks)
