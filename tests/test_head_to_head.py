@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from measure import images
 
 from vae_jax import build
@@ -46,7 +47,7 @@ def made(model, data):
     params = head_to_head_jax.first_params(config, own)
     leaves, structure = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
-    leaves = [np.float32(leaf + 0.3 * rng.standard_normal(leaf.shape)) for leaf in leaves]
+    leaves = [np.float32(leaf + 0.1 * rng.standard_normal(leaf.shape)) for leaf in leaves]
     return config, own, build.make_vae(config, own.data), jax.tree.unflatten(structure, leaves)
 
 
@@ -88,10 +89,11 @@ def test_the_loss_and_its_gradient_are_those_of_vae_jax(model, data, torch_side)
 
     eps = jax.random.normal(jax.random.clone(key), (1, 16, config.latent_dim))[0]  # those that the posterior draws
     u = 1.5 - jnp.asarray(x).reshape(16, -1)  # below 1, the grey value given here, where the pixel is 1
+    network.double()  # else rounding hides what a small gradient is
     value = torch_side.negative_elbo(
         network,
-        torch.ones(16, 784),
-        *(torch.from_numpy(np.array(a)) for a in (u, eps)),
+        torch.ones(16, 784, dtype=torch.float64),
+        *(torch.from_numpy(np.array(a, np.float64)) for a in (u, eps)),
         stl=config.estimator == "stl",
         autocast=False,
     )
@@ -101,7 +103,7 @@ def test_the_loss_and_its_gradient_are_those_of_vae_jax(model, data, torch_side)
         for weight in network.parameters():
             weight.copy_(weight.grad)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), torch_side.to_params(network), grads
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), torch_side.to_params(network), grads
     )
 
 
@@ -186,6 +188,11 @@ def test_the_benchmark_runs_in_small_sizes_and_says_what_is_not_installed(tmp_pa
         assert row["minutes"] is None and np.isfinite(row["nll_end"])
     fast = [row["loss_each"] for row in rows if row["model"] == "mnist_fast"]
     np.testing.assert_allclose(fast, np.broadcast_to(fast[0], np.shape(fast)), rtol=0.02)
+
+
+def test_the_page_has_what_was_measured():
+    rows = head_to_head.read(head_to_head.RESULTS)
+    assert not rows or head_to_head.table(rows) in (ROOT / "tests/benchmarks/README.md").read_text()
 
 
 def test_the_picture_shows_the_contenders_with_the_model_of_the_recipe(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import ours
 
 from vae_jax import build, evaluate
 from vae_jax.config import Config, differences
@@ -160,8 +161,6 @@ def make_bound(config: Config, own: inputs.Inputs, num_samples: int) -> Callable
 
 def gflops(dtype: str, size: int) -> float:
     """10^9 operations a second of the product of two square matrices: the median of 5."""
-    import ours
-
     run = ours.square_products(steps=max(1, 2**33 // size**3), size=size, dtype=dtype).run
     run()
     return 1000 * float(np.median([run() for _ in range(5)]))

@@ -42,7 +42,7 @@ class Model(nn.Module):
         self.couplings = nn.ModuleList(dense((n, *hidden, 2 * (dim - n)), ACTIVATIONS["gelu"]) for n in self.kept)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_var = self.encoder(x).float().chunk(2, -1)
+        mean, log_var = self.encoder(x).to(x.dtype).chunk(2, -1)
         return mean, log_var
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -73,11 +73,11 @@ def log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 
 def negative_elbo(model: Model, grey: Tensor, u: Tensor, eps: Tensor, stl: bool, autocast: bool) -> Tensor:
     """Minus the ELBO per example, [], of grey [B, 784], binarised by u [B, 784], with one sample by eps [B, L]."""
-    x = (u < grey).float()
+    x = (u < grey).to(grey.dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         mean, log_var = model.encode(x)
         z = mean + torch.exp(0.5 * log_var) * eps
-        logits = model.decoder(z).float()
+        logits = model.decoder(z).to(x.dtype)
     if stl:
         kl = gaussian_log_prob(z, mean.detach(), log_var.detach()) - model.log_prior(z)
     else:
