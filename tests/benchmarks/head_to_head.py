@@ -50,7 +50,7 @@ TARGETS = {"mnist_fast": 86.76, "plain": 100.0}
 NOTES = {
     "PyTorch": "autocast rounds the results of the products and the activations too; oneDNN rounds the factors alone, "
     "as vae_jax does, but also those in the RealNVP; nothing skips what is not finite",
-    "pythae": "its trainer as it comes, with neither a compiled step nor fused Adam, takes one image after the other from "
+    "pythae": "its trainer as it comes, with neither a compiled step nor fused Adam, takes the images one by one from "
     "its Dataset, which here also draws the pixels, since pythae binarises nothing; its loss, the sum over pixels and "
     "the mean over the batch as in vae_jax, takes probabilities; the last batch of an epoch is smaller",
 }
