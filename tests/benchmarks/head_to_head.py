@@ -16,7 +16,7 @@ The protocol:
 - The clock counts the training steps alone. Compilation and trials are apart. It stops at the end of each epoch, where
   a copy of the weights is kept: of their average, where the recipe has one.
 - Then the weights of all contenders, in vae_jax's form, go through the evaluator of vae_jax, with float32 products and
-  K = 500. For each epoch it takes 200 test images, evenly spaced, and adds what all 10,000 differ from them at the end
+  K = 500. For each epoch it takes 500 test images, evenly spaced, and adds what all 10,000 differ from them at the end
   of the training. The minutes are those of the first epoch that has the NLL by this estimate, if it then has it on all
   10,000, and else of the next one that has.
 
@@ -174,7 +174,7 @@ def run(options: argparse.Namespace, data: str) -> list[dict[str, Any]]:
     jobs = {", ".join(row): row for row in contenders(found["mnist_fast"], options.full)}
     check_some(jobs, options)
     here = machine(64 if options.tiny else 2048)
-    few, num_samples = (20, 20) if options.tiny else (200, options.num_samples)
+    few, num_samples = (20, 20) if options.tiny else (500, options.num_samples)
     own, new = shared.load(found["plain"]), []
     bounds = {model: shared.make_bound(config, own, num_samples) for model, config in found.items()}
     for seed in options.seeds:
