@@ -174,12 +174,12 @@ def test_a_config_that_the_contenders_would_train_in_part_is_refused():
 @pytest.mark.robust
 def test_the_benchmark_runs_in_small_sizes_and_says_what_is_not_installed(tmp_path, capfd, monkeypatch):
     results = tmp_path / "lines.jsonl"
-    monkeypatch.setattr(sys, "argv", ["head_to_head.py", "--tiny", "--full", f"--results={results}"])
+    monkeypatch.setattr(sys, "argv", ["head_to_head.py", "--tiny", f"--results={results}"])
     head_to_head.main()
     out, err = capfd.readouterr()
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     names = {(row["model"], row["contender"], row["compute_dtype"]) for row in rows}
-    every = set(head_to_head.contenders(head_to_head.configs("mnist", tiny=True)["mnist_fast"], full=True))
+    every = set(head_to_head.contenders(head_to_head.configs("mnist", tiny=True)["mnist_fast"], full=False))
     for model, contender, dtype in every - names:
         assert contender != "vae_jax" and f"{model}, {contender}, {dtype}, seed 0: skipped: " in err
     assert out.count("\n| ") == len(rows) + 1
