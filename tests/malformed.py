@@ -108,7 +108,7 @@ FLAGS = {
         ["channels has 500 layers; expected at most 100"],
     ),
     "no channel": (["network=convolutional", 'network_options={"channels": []}'], ["channels is []; expected"]),
-    "unknown hierarchy": (["hierarchy=nope"], ["Unknown hierarchy 'nope'", "hvae, markov"]),
+    "unknown hierarchy": (["hierarchy=nope"], ["Unknown hierarchy 'nope'", "hvae, ladder, markov"]),
     "options of no hierarchy": (['hierarchy_options={"latent_dim": 3}'], ["without a --config.hierarchy"]),
     "hierarchy of nothing": (["hierarchy=markov", 'hierarchy_options={"latent_dim": 0}'], ["latent_dim is 0"]),
     "hierarchy in words": (["hierarchy=hvae", 'hierarchy_options={"hidden_sizes": "abc"}'], ["hidden_sizes is 'abc'"]),

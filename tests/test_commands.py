@@ -392,10 +392,11 @@ def test_evaluation_in_bfloat16_is_nearly_that_in_float32(vae, digits_run):
 
 
 @pytest.mark.robust
-@pytest.mark.parametrize("hierarchy", (pytest.param("markov", marks=pytest.mark.slow), "hvae"))
+@pytest.mark.parametrize("hierarchy", (pytest.param("markov", marks=pytest.mark.slow), "hvae", "ladder"))
 def test_a_hierarchy_serves_every_command(train, vae, tmp_path, hierarchy):
     run = tmp_path / "run"
-    options = '{"latent_dim": 3, "hidden_sizes": [8]}'
+    size = '"latent_dims": [3]' if hierarchy == "ladder" else '"latent_dim": 3'
+    options = f'{{{size}, "hidden_sizes": [8]}}'
     train(run, hierarchy=hierarchy, hierarchy_options=options, conditional="true", num_epochs=1)
     assert {path.name for path in run.glob("*.png")} == {"curves.png", "reconstructions.png", "samples.png"}
     for command in ("sample", "reconstruct", "interpolate", "traverse"):
@@ -405,6 +406,10 @@ def test_a_hierarchy_serves_every_command(train, vae, tmp_path, hierarchy):
     flags = "--num_samples=20", "--limit=10", "--ais_chains=4", "--ais_steps=10"
     result = strict_json(vae("evaluate", run, *flags))
     assert result["active_units"] == result["active_units_z1"] + result["active_units_z2"]
+    vae("evaluate", run, "--num_samples=1", "--per_example", tmp_path / "each.npz")
+    with np.load(tmp_path / "each.npz") as each:
+        if hierarchy != "markov":
+            np.testing.assert_allclose(each["kl_z1"] + each["kl_z2"], each["kl"], rtol=1e-5)
     assert result["nll"] <= -result["elbo"] and np.isfinite(result["nll_ais"])
     with pytest.raises(UserError, match="has 2 and 3"):
         vae("manifold", run)
@@ -512,7 +517,7 @@ def test_a_conditional_vae_knows_the_classes_that_it_was_trained_on(vae, threes_
 
 @pytest.mark.robust
 def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run, train, tmp_path, refused, capsys):
-    x, label, _ = datasets.load("digits").test
+    x, label, *_ = datasets.load("digits").test
     known = np.isin(label, (3, 7))
     np.savez(tmp_path / "none.npz", x=x[~known], y=label[~known])
     line = refused(main, ["evaluate", threes_and_sevens, "--data", tmp_path / "none.npz", "--num_samples=1"])
@@ -536,7 +541,7 @@ def test_data_of_other_classes_is_named(vae, threes_and_sevens, conditional_run,
 @pytest.mark.robust
 def test_labels_far_apart_take_no_square_of_memory(train, vae, tmp_path):
     """A one-hot matrix of all numbers up to the largest of them, or an identity matrix, would take 40 GB and more."""
-    x, label, _ = datasets.load("digits").train
+    x, label, *_ = datasets.load("digits").train
     np.savez(tmp_path / "data.npz", x=x[:200], y=np.array([7, 100_000, 2_000_000_000])[label[:200] % 3])
     run, fields = tmp_path / "run", {"dataset": tmp_path / "data.npz", "conditional": "true", "batch_size": 20}
     train(run, **fields, num_epochs=1)

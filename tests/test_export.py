@@ -42,6 +42,7 @@ FAMILIES = [
     for kind in KINDS
     for name in names_of_kind(kind)
     if not (kind == "prior" and name in priors.OF_CODES)  # these come with the posteriors of codes
+    and name != "mixed"  # of tables
 ]
 FAMILIES += [
     {"conditional": True},

@@ -81,7 +81,10 @@ MODELS = [
     {"likelihood": "student_t", "latent_dim": 3, "posterior": "categorical", **CODED["categorical"]},
     {"likelihood": "laplace", "latent_dim": 3, "posterior": "fsq", **CODED["fsq"]},
     {"latent_dim": 3, "posterior": "vq", **CODED["vq"], "ema_decay": 0.5},
-    {"likelihood": "log_normal"},
+    {
+        "likelihood": "log_normal",
+        **{"hierarchy": "ladder", "hierarchy_options": {"latent_dims": [2], "hidden_sizes": [3]}, "free_bits": 0.1},
+    },
     {"likelihood": "logistic_mixture"},
 ]
 

@@ -220,7 +220,8 @@ def _evaluate(options: Namespace, restored: Restored, examples: Examples) -> tup
             f"of them exists. The VAE was trained on data in [{data.range[0]:g}, {data.range[1]:g}]."
         )
     summary = summarize(result, options.num_samples, codes)
-    arrays = {**result._asdict(), "mean": generate.flat(result.mean)}
+    levels = {f"kl_{level}": kl for level, kl in result.kl_by_level.items()}
+    arrays = {**result._asdict(), "mean": generate.flat(result.mean), "kl_by_level": None, **levels}
     likelihood = build.make_likelihood(config, data.shape)
     discrete = likelihood and (likelihood.num_levels or (likelihood.whole and likelihood.independent))
     if "nll" in summary and discrete and not config.missing:
