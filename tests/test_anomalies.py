@@ -199,7 +199,7 @@ def test_the_user_says_which_labels_are_anomalies(vae, digits_run, tmp_path, ref
 
 
 def test_labels_of_text_are_quoted_and_compared_with_those_of_the_training(train, vae, tmp_path, capsys, refused):
-    x, digit, _ = datasets.load("digits").test
+    x, digit, *_ = datasets.load("digits").test
     kinds = np.array(["a,b", 'say "0"', "ü", "other"])[np.minimum(digit, 3)]
     np.savez(tmp_path / "mine.npz", x_train=x, y_train=kinds, x_test=x, y_test=kinds)
     train(tmp_path / "run", dataset=tmp_path / "mine.npz", classes='say "0",ü', num_epochs=1, batch_size=10)
@@ -223,7 +223,7 @@ def test_labels_of_text_are_quoted_and_compared_with_those_of_the_training(train
 
 
 def test_training_examples_among_those_scored_are_named(train, vae, tmp_path, capsys):
-    x, digit, _ = datasets.load("digits").test
+    x, digit, *_ = datasets.load("digits").test
     np.savez(tmp_path / "mine.npz", x=x, y=digit)
     train(tmp_path / "run", dataset=tmp_path / "mine.npz", classes="3,7", num_epochs=1, batch_size=10)
     capsys.readouterr()
