@@ -3,9 +3,9 @@
     python train.py --config=configs/ladder.py
     python -m vae_jax evaluate checkpoints/ladder
 
-In 91 s, the whole process: NLL 84.76 nats, standard error 0.03 (dynamic binarisation, K = 500, all 10,000 test images, 3 seeds). The levels have
-64, 32, 16, 8 and 4 dimensions, as in the paper, which gives 82.12 nats (5,000 samples) after 2,000 epochs with batch
-normalisation. README.md beside this file compares other hierarchies with it.
+In 91 s, the whole process: NLL 84.76 nats, standard error 0.03 (dynamic binarisation, K = 500, all 10,000 test images,
+3 seeds). The levels have 64, 32, 16, 8 and 4 dimensions, as in the paper, which gives 82.12 nats (5,000 samples) after
+2,000 epochs with batch normalisation. README.md beside this file compares other hierarchies with it.
 """
 
 from vae_jax.config import Config
