@@ -306,6 +306,7 @@ def test_the_kl_of_every_level_is_told_and_counts_free_bits(key):
     assert set(summarize(result, 50)["kl_by_level"]) == {"z1", "z2"}
 
 
+@pytest.mark.robust
 @pytest.mark.parametrize("skip", (False, True))
 def test_a_ladder_of_five_levels_has_five_latents(skip):
     options = {"latent_dims": (5, 4, 3, 2), "hidden_sizes": (9, 8, 7, 6), "skip": skip}
