@@ -122,7 +122,7 @@ def test_load_reads_no_optimiser_state_and_writes_nothing(run_dir):
 
 
 def test_load_leaves_alone_what_is_being_written(run_dir):
-    """Sampling from a run while it trains is no reason for the run to lose its checkpoint."""
+    """Sampling from a run while it trains does not make the run lose its checkpoint."""
     for name in (".new", ".old"):
         shutil.copytree(run_dir / "checkpoints" / "5", run_dir / "checkpoints" / name)
     before = contents(run_dir)

@@ -1,4 +1,4 @@
-"""Integers are counts where the likelihood is of counts, in every kind of file; what is no count is refused."""
+"""Integers are counts where the likelihood is of counts, in every kind of file; what is not a count is refused."""
 
 import json
 
@@ -171,7 +171,7 @@ def test_a_run_of_counts_from_its_start_to_its_report(train, vae, tmp_path, refu
         longer = train(tmp_path / "run", **fields | {"num_epochs": 3})
         assert longer["loss"] == train(tmp_path / "whole", **fields | {"num_epochs": 3})["loss"]
     figures = json.loads(vae("evaluate", tmp_path / "run", "--num_samples=5"))
-    assert "bits_per_dim" not in figures  # given the totals, it is no code for the counts
+    assert "bits_per_dim" not in figures  # given the totals, it is not a code for the counts
     other = write(tmp_path / "other.csv", sample(30, seed=1))
     assert json.loads(vae("evaluate", tmp_path / "run", f"--data={other}", "--num_samples=5"))["num_examples"] == 30
     halves = write(tmp_path / "halves.npy", x / 2)

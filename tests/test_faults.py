@@ -95,7 +95,7 @@ def test_a_second_process_is_refused_while_the_first_trains(tmp_path):
         for flags in ([], ["--restart"]):
             second = subprocess.run([*process.args, *flags], capture_output=True, text=True, timeout=120)
             assert second.returncode == 2 and "is in use: another process trains there" in one_line(second.stderr)
-        assert checkpoints.load(run_dir).step  # reading is no training
+        assert checkpoints.load(run_dir).step  # reading does not train
     finally:
         faults.kill(process)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -28,7 +28,7 @@ FEW = ("--num_samples=3", "--limit=40")
 
 
 class Page(HTMLParser):
-    """text: by the h2 that it stands below; images: likewise, the (tag, attributes) of each img and source."""
+    """text: by the h2 that it stands below; images: by the same h2, the (tag, attributes) of each img and source."""
 
     def __init__(self, html):
         super().__init__()

@@ -183,7 +183,9 @@ def test_other_splits_are_named(prepare, rng, capsys):
     unknown = examples(x, label=[-1] * 6)
     prepare("stl10", features, {"train": rows, "test": rows, "unlabelled": unknown, "extra": rows})
     for _ in range(2):
-        assert datasets.load("stl10").train.label is not None
+        train = datasets.load("stl10").train
+        read = {(image.tobytes(), int(label)) for image, label in zip(train.x, train.label, strict=True)}
+        assert read == {(image.tobytes(), label) for image, label in zip(x, [0, 1, 2, 3, 4, 0], strict=True)}
         (line,) = capsys.readouterr().err.splitlines()
         assert "stl10: the splits unlabelled, extra are not taken, only train, test." in line
 
@@ -303,7 +305,7 @@ def test_a_folder_of_that_path_goes_first(prepare, rng, tmp_path):
         Image.fromarray(pixels(rng, 1, (6, 6, 3))[0]).save(tmp_path / "cats" / "small" / f"{name}.png")
     assert datasets.load("cats/small").train.x.shape == (1, 6, 6, 3)
     assert datasets.absolute("cats/small") == str(tmp_path / "cats" / "small")
-    assert "no data set of tensorflow-datasets" in error("cats/small", features=("image",))
+    assert "not a data set of tensorflow-datasets" in error("cats/small", features=("image",))
 
 
 def test_features_that_cannot_be():

@@ -213,7 +213,7 @@ def _check_features(features: tuple[str, ...]) -> None:
 
 def _no_features(name: str, features: tuple[str, ...]) -> UserError:
     return UserError(
-        f"Got features={tuple(features)}, but {name!r} is no data set of tensorflow-datasets. Leave features empty."
+        f"Got features={tuple(features)}, but {name!r} is not a data set of tensorflow-datasets. Leave features empty."
     )
 
 
@@ -322,7 +322,7 @@ def _refuse_unprepared(name: str, root: Path) -> None:
 
     if name.split("/")[0] in tfds_records.known_names():
         raise UserError(
-            f"{name!r} is no file or folder, and {root} has no {name}/VERSION/dataset_info.json, so that tensorflow-"
+            f"{name!r} is not a file or folder, and {root} has no {name}/VERSION/dataset_info.json, so that tensorflow-"
             f"datasets has not prepared it there. Type: tfds build {name} --data_dir={root} (which needs TensorFlow)."
         )
 

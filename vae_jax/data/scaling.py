@@ -52,7 +52,7 @@ def _moments(chunks: Callable[[], Iterable[np.ndarray]], size: int) -> Scaling:
     for x in chunks():
         squares += np.nansum((x - mean) ** 2, 0)
     std = np.sqrt(squares / np.maximum(num, 1))
-    # A sum of equal numbers has rounding errors, which are no spread.
+    # Equal numbers have a sum with rounding errors, which are not spread.
     std = np.where(std <= 1e-6 * np.abs(mean), 1.0, std)
     std[std == 0] = 1.0
     return tuple(mean.astype(np.float32).tolist()), tuple(std.astype(np.float32).tolist())
