@@ -185,12 +185,12 @@ def _build(config: Config, data: DataInfo) -> VAE:
         if config.hierarchy_options:
             raise UserError(f"hierarchy_options is {config.hierarchy_options} without a --config.hierarchy. Give one.")
         return join(parts._replace(prior=_prior(config, latent_dim, posterior, data.range)))
-    if config.hierarchy == "ladder" and config.posterior != "diagonal":
-        raise UserError(
-            f"hierarchy 'ladder' multiplies diagonal Gaussians, and posterior is {config.posterior!r}. Set "
-            "--config.posterior=diagonal, or choose another hierarchy."
-        )
     hierarchy = make(hierarchies, hierarchies.Hierarchy, config.hierarchy, **config.hierarchy_options)
+    if hierarchy.posterior and config.posterior != hierarchy.posterior:
+        raise UserError(
+            f"hierarchy {config.hierarchy!r} takes posterior={hierarchy.posterior}, and posterior is "
+            f"{config.posterior!r}. Set --config.posterior={hierarchy.posterior}, or choose another hierarchy."
+        )
     return hierarchy.build(
         hierarchies.Levels(
             parts,

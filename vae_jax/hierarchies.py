@@ -37,6 +37,7 @@ class Levels(NamedTuple):
 
 class Hierarchy(NamedTuple):
     build: Callable[[Levels], VAE]
+    posterior: str = ""  # the name of the only posterior that it takes, if it takes but one
 
 
 def markov(*, latent_dim: int = 50, hidden_sizes: Sequence[int] = (100, 100)) -> Hierarchy:
@@ -121,7 +122,7 @@ def ladder(
             each.append(_starting_at_zeros(level, (size,)))
         return join_ladder(each, skip)
 
-    return Hierarchy(build)
+    return Hierarchy(build, posterior="diagonal")  # whose densities multiply in closed form
 
 
 def join_markov(lower: VAE, upper: VAE) -> VAE:
