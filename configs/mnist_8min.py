@@ -1,10 +1,10 @@
-"""Dynamically binarised MNIST in 8 minutes on 2 CPU cores: a convolutional VAE with a RealNVP prior.
+"""Dynamically binarised MNIST in 5 minutes on one CPU core: a convolutional VAE with a RealNVP prior.
 
     python train.py --config=configs/mnist_8min.py
     python -m vae_jax evaluate checkpoints/mnist_8min
 
-In 385 to 455 s, the whole process: NLL 81.77 nats, standard error 0.02 over 3 seeds (dynamic binarisation, K = 500, all
-10,000 test images). The evaluation takes about 15 CPU minutes more.
+Trained on 50,000 images, in 256 to 274 s, the whole process: NLL 81.79 nats, standard error 0.02 over 3 seeds (dynamic
+binarisation, K = 500, all 10,000 test images). The evaluation takes 3 minutes more. On 2 slower cores it takes 8 minutes.
 """
 
 from vae_jax.config import Config
@@ -13,6 +13,7 @@ from vae_jax.config import Config
 def get_config() -> Config:
     return Config(
         dataset="mnist",
+        validation_size=10_000,
         binarization="dynamic",
         network="convolutional",
         network_options={"channels": [32, 64], "decoder_channels": [64, 32], "decoder_blocks": [2]},
@@ -25,7 +26,7 @@ def get_config() -> Config:
         kl="monte_carlo",
         estimator="stl",
         batch_size=128,
-        num_epochs=13,
+        num_epochs=16,
         learning_rate=4e-3,
         schedule="cosine",
         warmup_steps=500,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import head_to_head
 import head_to_head_jax
-import headline
+import recipes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,8 +200,8 @@ def test_the_picture_shows_the_contenders_with_the_model_of_the_recipe(tmp_path,
     rows = [row | {"minutes": 2.0, "nll": 86.5, "minutes_end": 3.0, "nll_end": 85.9}, row | {"model": "plain"}]
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(f"{json.dumps(own)}\n" for own in rows))
-    monkeypatch.setattr(headline, "HEAD_TO_HEAD", path)
-    monkeypatch.setattr(headline, "PICTURE", tmp_path / "picture.png")
-    assert headline.contenders() == {"PyTorch, float32": [(2.0, 86.5), (3.0, 85.9)]}
-    headline.draw(headline.table(headline.read()))
-    assert headline.PICTURE.stat().st_size > 10_000
+    monkeypatch.setattr(recipes, "HEAD_TO_HEAD", path)
+    monkeypatch.setattr(recipes, "PICTURE", tmp_path / "picture.png")
+    assert recipes.contenders() == {"PyTorch, float32": [(2.0, 86.5), (3.0, 85.9)]}
+    recipes.draw(recipes.table(recipes.read()))
+    assert recipes.PICTURE.stat().st_size > 10_000

@@ -1,15 +1,14 @@
 """A short version of every recipe: its own model, objective and optimiser on 28x28 images, for an epoch."""
 
-import ast
 import contextlib
 import io
 import json
-import textwrap
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT, mostly_slow
+from recipes import make_data
 
 from vae_jax.config import load_recipe
 from vae_jax.run import metrics
@@ -17,7 +16,6 @@ from vae_jax.run import metrics
 # One of each kind in every run of the tests; runs on the digits and conditional ones are fixtures of conftest.py.
 # test_config.py traces the step of all.
 FAST = ("conv", "mnist_fast", "two_layers", "table", "missing")
-OWN_DATA = ("table", "photos", "missing", "counts", "anomaly")  # which their docstrings make
 RECIPES = mostly_slow(sorted((ROOT / "configs").rglob("*.py")), lambda path: path.stem in FAST)
 
 
@@ -34,22 +32,13 @@ def images(tmp_path_factory):
     return path
 
 
-def make_data(recipe, folder):
-    """Run the lines of a recipe's docstring that make its data; the docstring has none if its data needs no making."""
-    docstring = ast.get_docstring(ast.parse(recipe.read_text()), clean=False)
-    lines = [line for line in docstring.splitlines() if line.startswith("    ") or not line.strip()]
-    with contextlib.chdir(folder):
-        exec(textwrap.dedent("\n".join(lines)).replace("range(500)", "range(30)"), {})
-
-
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe, images, train_py, no_pictures, tmp_path):
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--config.num_epochs=4", "--config.eval_epochs=1"]
     flags += ["--config.batch_size=10", "--config.picture_epochs=0", "--config.warmup_steps=0"]
     flags += ["--config.validation_size=0", "--config.beta_warmup_steps=0"]
-    if recipe.stem in OWN_DATA:
-        make_data(recipe, tmp_path)
-        flags.append(f"--config.dataset={tmp_path / load_recipe(recipe).dataset}")
+    if data := make_data(recipe, tmp_path, 30):
+        flags.append(f"--config.dataset={data}")
     elif load_recipe(recipe).dataset != "digits":
         flags.append(f"--config.dataset={images}")
     stdout = io.StringIO()
