@@ -4,7 +4,8 @@
     python -m vae_jax evaluate checkpoints/mnist_12min
 
 Trained on 50,000 images, in 372 to 420 s, the whole process: NLL 81.31 nats, standard error 0.01 over 3 seeds (dynamic
-binarisation, K = 500, all 10,000 test images). The evaluation takes 3 minutes more. On 2 slower cores it takes 12 minutes.
+binarisation, K = 500, all 10,000 test images). The evaluation takes 3 minutes more. On 2 slower cores it takes 12
+minutes.
 """
 
 from vae_jax.config import Config

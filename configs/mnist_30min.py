@@ -1,10 +1,11 @@
-"""Dynamically binarised MNIST in 17 minutes on one CPU core: `mnist_12min.py` for 62 epochs, at a lower learning rate.
+"""Dynamically binarised MNIST in 17 minutes on one CPU core: `mnist_12min.py` for 62 epochs at a lower rate.
 
     python train.py --config=configs/mnist_30min.py
     python -m vae_jax evaluate checkpoints/mnist_30min
 
-Trained on 50,000 images, in 983 to 1,010 s, the whole process: NLL 80.57 nats, standard error 0.05 over 3 seeds (dynamic
-binarisation, K = 500, all 10,000 test images). The evaluation takes 3 minutes more. On 2 slower cores it takes 30 minutes.
+Trained on 50,000 images, in 983 to 1,010 s, the whole process: NLL 80.57 nats, standard error 0.05 over 3 seeds
+(dynamic binarisation, K = 500, all 10,000 test images). The evaluation takes 3 minutes more. On 2 slower cores it takes
+30 minutes.
 """
 
 from vae_jax.config import Config

@@ -1,7 +1,8 @@
 """Parts of your own, all in this file: `python train.py --config=configs/own_model.py`.
 
 A run directory keeps a copy of the file, and its commands run the copy if they are given --trust:
-`python -m vae_jax evaluate checkpoints/own_model --trust`. On 2 CPU cores in 8 s: a test loss of -35.69 (grey, seed 0).
+`python -m vae_jax evaluate checkpoints/own_model --trust`. On one CPU core in 6 s: a test loss of -35.69 and an NLL of
+-39.33 (grey, K = 500, seed 0).
 """
 
 import jax

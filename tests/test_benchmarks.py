@@ -176,3 +176,11 @@ def test_the_benchmark_of_an_accelerator_reads_images_with_and_without_channels(
     data = accelerator.load(str(tmp_path / "data.npz"), accelerator.TINY)
     np.testing.assert_array_equal(data["x_train"], x[:228, ..., None])
     np.testing.assert_array_equal(data["x_test"], x[:40, ..., None])
+
+
+def test_a_recipe_says_how_it_is_evaluated_and_whether_it_takes_hours():
+    flags = {name: recipes.evaluation(recipes.path(name)) for name in ("digits", "mnist", "own_model", "mnist_gpu")}
+    gpu = ["--checkpoint=best", "--num_samples=5000"]
+    assert flags == {"digits": None, "mnist": [], "own_model": ["--trust"], "mnist_gpu": gpu}
+    assert not {"mnist_gpu", "iwae/one_layer", "iwae/two_layers"} & set(recipes.names())
+    assert {"digits", "conv", "photos"} < set(recipes.names())

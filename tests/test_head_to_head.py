@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import head_to_head
 import head_to_head_jax
-import recipes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recipes
 from conftest import ROOT
 from measure import images
 

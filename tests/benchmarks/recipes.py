@@ -1,4 +1,4 @@
-"""What the recipes reach, and in which time: trains recipes as a user does, evaluates each, and draws NLL against minutes.
+"""What the recipes reach, and in which time: trains recipes as a user does, evaluates each, draws NLL against minutes.
 
     python tests/benchmarks/recipes.py mnist_fast mnist_3min [--seeds=0,1,2] [--num_samples=500]
     python tests/benchmarks/recipes.py --all
@@ -6,10 +6,10 @@
 
 The figure of a recipe is its NLL on the whole test split if its docstring has the command `evaluate`, and else its test
 loss. The seconds are those of the whole training process, from its start to the last picture. Each figure is a line of
-recipes.jsonl beside this file. The run directories are in checkpoints/recipes: a run that is there is not trained again,
-but with --redo, and only what its line lacks is evaluated. --all takes seed 0 of every recipe that the file lacks, but
-those that were never run to their end. Without recipes it prints and draws what the file has. The picture also has what
-head_to_head.jsonl has.
+recipes.jsonl beside this file. The run directories are in checkpoints/recipes: a run that is there is not trained
+again, but with --redo, and only what its line lacks is evaluated. --all takes seed 0 of every recipe that the file
+lacks, or with --redo of every recipe, but not those whose first line says that they take hours or were never run to
+their end. Without recipes it prints and draws what the file has. The picture also has what head_to_head.jsonl has.
 """
 
 import argparse
@@ -55,8 +55,9 @@ def docstring(file: Path) -> str:
 
 
 def names() -> list[str]:
-    """All recipes but those whose first line says that they were never run to their end."""
-    files = [file for file in sorted((ROOT / "configs").rglob("*.py")) if not docstring(file).startswith("Never run")]
+    """All recipes but those whose first line says that they take hours or were never run to their end."""
+    files = sorted((ROOT / "configs").rglob("*.py"))
+    files = [file for file in files if not docstring(file).startswith(("Never run", "Hours"))]
     return [file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in files]
 
 
@@ -198,8 +199,8 @@ if __name__ == "__main__":
     parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     if options.all:
-        options.seeds = "0"
-        options.recipes = [name for name in names() if (name, 0) not in [(row["recipe"], row["seed"]) for row in read()]]
+        known = [] if options.redo else [row["recipe"] for row in read() if row["seed"] == 0]
+        options.seeds, options.recipes = "0", [name for name in names() if name not in known]
     for seed in map(int, options.seeds.split(",")):
         for recipe in options.recipes:
             measure(recipe, seed, options.num_samples, options.redo)
