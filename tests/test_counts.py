@@ -35,8 +35,8 @@ def nbinom(log_mean, log_r):
 
 
 def assert_close(log_prob, expected):
-    """Closer than the 1e-5, or the 1e-3 nats, that would do."""
-    np.testing.assert_allclose(log_prob, expected, rtol=4e-6, atol=4e-4)
+    """Within 1e-5, or 4e-4 nats. With jaxlib 0.10 the last bit of a logarithm depends on the processor."""
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=4e-4)
 
 
 def test_poisson_is_scipys():
@@ -54,7 +54,8 @@ def test_where_the_mass_is_the_error_is_smaller(mean):
     log_mean = np.float32(np.log(mean))
     x = np.unique(np.rint(mean + mean**0.5 * np.linspace(-5, 5, 201))).astype(np.float32)
     expected = stats.poisson(np.exp(np.float64(log_mean))).logpmf(x)
-    np.testing.assert_allclose(poisson_log_prob(x, np.full_like(x, log_mean)), expected, atol=5e-4)
+    atol = max(5e-4, 1.5e-9 * mean)  # a bit of a logarithm, times the mean
+    np.testing.assert_allclose(poisson_log_prob(x, np.full_like(x, log_mean)), expected, atol=atol)
     some, six = np.full_like(x, log_mean), np.full_like(x, 6)
     np.testing.assert_allclose(negative_binomial_log_prob(x, some, six), nbinom(log_mean, 6).logpmf(x), atol=5e-5)
 
