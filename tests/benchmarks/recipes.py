@@ -206,7 +206,7 @@ if __name__ == "__main__":
             measure(recipe, seed, options.num_samples, options.redo)
     figures = table(read())
     for (name, num_samples), (figure, error, seconds, seeds) in figures.items():
+        kind = f"NLL (K = {num_samples:,})" if num_samples else "test loss"
         spread = f" +- {error:.2f}" if seeds > 1 else ""
-        kind = f"NLL {figure:.2f}{spread} (K = {num_samples:,}" if num_samples else f"loss {figure:.2f}{spread} ("
-        print(f"{name}: {kind}, seeds: {seeds}), {seconds:.0f} s".replace("(, ", "("))
+        print(f"{name}: {kind} {figure:.2f}{spread}, seeds: {seeds}, {seconds:.0f} s")
     draw(figures)
