@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import head_to_head
 import head_to_head_jax
@@ -49,6 +50,12 @@ def made(model, data):
     rng = np.random.default_rng(0)
     leaves = [np.float32(leaf + 0.1 * rng.standard_normal(leaf.shape)) for leaf in leaves]
     return config, own, build.make_vae(config, own.data), jax.tree.unflatten(structure, leaves)
+
+
+def test_grey_images_are_probabilities_whatever_their_type():
+    for x in (np.full((2, 2, 2, 1), 51, np.uint8), np.full((2, 4), 0.2)):
+        own = SimpleNamespace(examples=SimpleNamespace(x=x))
+        np.testing.assert_allclose(head_to_head_jax.grey(own), np.full((2, 4), 0.2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("model", ("mnist_fast", "plain"))
@@ -115,7 +122,7 @@ def test_steps_with_the_same_gradients_are_those_of_vae_jax(model, data, torch_s
     config, own, vae, params = made(model, data)
     config = replace(config, compute_dtype="float32")
     steps = head_to_head_jax.steps_per_epoch(config, own)
-    x = torch.from_numpy(head_to_head_jax.grey(own)).float().div(255)
+    x = torch.from_numpy(head_to_head_jax.grey(own))
     loop = torch_side.Loop(head_to_head_jax.setting(config), x, params, "float32, not compiled")
     norm = lambda weights: sum((weight**2).sum() for weight in weights)  # noqa: E731
     loop.loss = lambda rows: norm(loop.weights)

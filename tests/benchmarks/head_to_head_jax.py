@@ -91,9 +91,9 @@ def first_params(config: Config, own: inputs.Inputs) -> Any:
 
 
 def grey(own: inputs.Inputs) -> np.ndarray:
-    """A copy of the training images, [N, 784], uint8."""
-    x = np.array(own.examples.x)
-    return x.reshape(len(x), -1)
+    """The training images, [N, D], float32: the probability of each pixel, in [0, 1]."""
+    x = np.asarray(own.examples.x)
+    return x.reshape(len(x), -1) / np.float32(255 if x.dtype == np.uint8 else 1)
 
 
 def steps_per_epoch(config: Config, own: inputs.Inputs) -> int:

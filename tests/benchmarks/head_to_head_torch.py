@@ -192,10 +192,10 @@ def sum_of(values: Iterable[Tensor]) -> float:
 
 
 def pytorch(setting: Setting, grey: np.ndarray, params: Any) -> Trained:
-    """The fastest of PyTorch's loops that the setting allows. grey: [N, 784], uint8. params: those to begin with."""
+    """The fastest of PyTorch's loops that the setting allows. grey: [N, D], in [0, 1]. params: those to begin with."""
     torch.set_num_threads(num_cores())
     torch.manual_seed(setting.seed)
-    x = torch.from_numpy(grey).float().div(255)
+    x = torch.from_numpy(grey)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # so that nothing was compiled before
         loop, compile_seconds, choice = fastest_loop(setting, x, params)
@@ -273,8 +273,9 @@ def pythae(setting: Setting, grey: np.ndarray, params: Any) -> Trained:
     torch.set_num_threads(num_cores())
     logging.disable(logging.INFO)
     network = load(Model(setting, grey.shape[1]), params)
-    model = pythae_vae(network, network.decoder, setting.latent_dim)
-    x, clock = torch.from_numpy(grey).float().div(255).view(-1, 1, 28, 28), Clock()
+    side = math.isqrt(grey.shape[1])
+    model = pythae_vae(network, network.decoder, setting.latent_dim, side)
+    x, clock = torch.from_numpy(grey).view(-1, 1, side, side), Clock()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as log, contextlib.redirect_stderr(log):
         options = BaseTrainerConfig(
             output_dir=folder,

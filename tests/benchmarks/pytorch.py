@@ -135,8 +135,8 @@ def in_memory(*, steps: int, batch_size: int, network: str):
     return Prepared(run, _num_params(model), choice + failed)
 
 
-def pythae_vae(encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> nn.Module:
-    """pythae's VAE of a module with `encode`, x [B, 784] -> (mean, log_var), and of one of z -> logits [B, 784]."""
+def pythae_vae(encoder: nn.Module, decoder: nn.Module, latent_dim: int, side: int = 28) -> nn.Module:
+    """pythae's VAE of a module with `encode`, x [B, side * side] -> (mean, log_var), and of one from z to logits."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -156,9 +156,9 @@ def pythae_vae(encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> nn.Mo
             self.network = nn.Sequential(decoder, nn.Sigmoid())
 
         def forward(self, z: Tensor) -> ModelOutput:
-            return ModelOutput(reconstruction=self.network(z).view(-1, 1, 28, 28))
+            return ModelOutput(reconstruction=self.network(z).view(-1, 1, side, side))
 
-    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=latent_dim, reconstruction_loss="bce")
+    config = VAEConfig(input_dim=(1, side, side), latent_dim=latent_dim, reconstruction_loss="bce")
     return VAE(config, encoder=Encoder(), decoder=Decoder())
 
 
