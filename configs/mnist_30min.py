@@ -4,8 +4,8 @@
     python -m vae_jax evaluate checkpoints/mnist_30min
 
 Trained on 50,000 images, in 983 to 1,010 s, the whole process: NLL 80.57 nats, standard error 0.05 over 3 seeds
-(dynamic binarisation, K = 500, all 10,000 test images). With K = 5,000, seed 0 has 80.48. The evaluation takes 3 minutes
-more, or 70 with K = 5,000. On 2 slower cores the training takes 30 minutes.
+(dynamic binarisation, K = 500, all 10,000 test images). With K = 5,000, seed 0 has 80.48. The evaluation takes 3
+minutes more, or 70 with K = 5,000. On 2 slower cores the training takes 30 minutes.
 """
 
 from vae_jax.config import Config

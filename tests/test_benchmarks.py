@@ -184,3 +184,17 @@ def test_a_recipe_says_how_it_is_evaluated_and_whether_it_takes_hours():
     assert flags == {"digits": None, "mnist": [], "own_model": ["--trust"], "mnist_gpu": gpu}
     assert not {"mnist_gpu", "iwae/one_layer", "iwae/two_layers"} & set(recipes.names())
     assert {"digits", "conv", "photos"} < set(recipes.names())
+
+
+def test_a_recipe_is_trained_after_the_one_whose_weights_it_begins_with_and_its_seconds_are_those_of_both(monkeypatch):
+    rows, trained = [], []
+    monkeypatch.setattr(recipes, "read", lambda: list(rows))
+    monkeypatch.setattr(recipes, "write", lambda new: rows.__setitem__(slice(None), new))
+    figures = {"cores": 1, "split": "test", "loss": 1.0}
+    train = lambda recipe, seed: trained.append(recipe) or {"seconds": 10.0, **figures}  # noqa: E731
+    monkeypatch.setattr(recipes, "train", train)
+    monkeypatch.setattr(recipes, "evaluate", lambda *_: {"num_samples": 5, "nll": 2.0})
+    recipes.measure("mnist_gated_iwae", 0, 5, redo=False)
+    assert trained == ["mnist_gated", "mnist_gated_iwae"]
+    assert {row["recipe"]: row["seconds"] for row in rows} == {"mnist_gated": 10.0, "mnist_gated_iwae": 20.0}
+    assert recipes.begins_from("digits") == ""

@@ -36,7 +36,7 @@ def images(tmp_path_factory):
 def test_recipe(recipe, images, train_py, no_pictures, tmp_path):
     flags = [f"--config={recipe}", f"--workdir={tmp_path / 'run'}", "--config.num_epochs=4", "--config.eval_epochs=1"]
     flags += ["--config.batch_size=10", "--config.picture_epochs=0", "--config.warmup_steps=0"]
-    flags += ["--config.validation_size=0", "--config.beta_warmup_steps=0"]
+    flags += ["--config.validation_size=0", "--config.beta_warmup_steps=0", "--config.init_from="]
     if data := make_data(recipe, tmp_path, 30):
         flags.append(f"--config.dataset={data}")
     elif load_recipe(recipe).dataset != "digits":
