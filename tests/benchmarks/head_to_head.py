@@ -141,8 +141,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         reached = all(row["minutes"] is not None for row in own)
         mean = lambda field, own=own: statistics.mean(row[field] for row in own)  # noqa: E731
         epochs = ", ".join(str(row["epoch"]) for row in own)
-        there = [f"{mean('minutes'):.2f}", f"{mean('nll'):.2f} ({epochs})"] if reached else ["not reached", ""]
-        end = [f"{mean('minutes_end'):.2f}", f"{mean('nll_end'):.2f}", f"{mean('compile_seconds'):.1f}"]
+        minutes = lambda field, mean=mean: f"{mean(field):.{2 if mean(field) >= 0.1 else 3}f}"  # noqa: E731
+        there = [minutes("minutes"), f"{mean('nll'):.2f} ({epochs})"] if reached else ["not reached", ""]
+        end = [minutes("minutes_end"), f"{mean('nll_end'):.2f}", f"{mean('compile_seconds'):.1f}"]
         lines.append([*name, *there, *end, own[-1]["choice"], str(len(own))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
