@@ -1,6 +1,8 @@
 """`python -m vae_jax COMMAND RUN_DIR`: the directory is all it takes, and a seed gives the same file again."""
 
+import argparse
 import json
+import os
 import shutil
 
 import jax
@@ -12,7 +14,7 @@ from PIL import Image
 
 from vae_jax import evaluate as evaluate_module
 from vae_jax.__main__ import main, parse
-from vae_jax.cli import commands
+from vae_jax.cli import commands, console
 from vae_jax.core import to_float
 from vae_jax.data import datasets
 from vae_jax.errors import UserError
@@ -596,3 +598,20 @@ def test_what_a_command_says_can_be_done_there(train, vae, refused, digits_run, 
     lines.append(refused(main, ["encode", tmp_path / "table", "--data", tmp_path / "other.csv"]))
     assert lines[3].endswith("no label column 'kind'. Give a file with such a column, as in training.")
     assert not any("--config" in line for line in lines)
+
+
+def test_programs_compiled_for_another_number_of_cores_are_not_taken(monkeypatch, tmp_path):
+    """XLA divides a program among the cores that it finds, and JAX's key of a program does not say how many."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folders = []
+    try:
+        for num_cores in (1, 2, 1):
+            monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=num_cores: set(range(n)), raising=False)
+            jax.config.update("jax_compilation_cache_dir", None)
+            console.setup_jax(argparse.Namespace(no_compilation_cache=False))
+            folders.append(jax.config.values["jax_compilation_cache_dir"])
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert folders[0] == folders[2] != folders[1]
+    assert all(folder.startswith(str(tmp_path)) for folder in folders)

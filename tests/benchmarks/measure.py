@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax.cli.console import positive
+from vae_jax.cli.console import num_cores, positive
 
 Run = Callable[[], float]  # runs once and gives what was measured: a rate, or seconds
 INSTALL = "python -m pip install -e '.[benchmark]'"
@@ -243,8 +243,3 @@ def parse(text: str | None, *, full: str = "") -> argparse.Namespace:
     if options.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])  # and so of every process begun here
     return options
-
-
-def num_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -218,6 +218,11 @@ def _whole(text: str, least: int) -> int:
     return int(text)
 
 
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no_compilation_cache",
@@ -230,14 +235,16 @@ def setup_jax(options: argparse.Namespace) -> None:
     """Import jax and, if there are several processes, connect them.
 
     Compiled programs are kept for the next start, in the user's cache unless JAX is configured to keep them elsewhere.
+    XLA divides a program among the cores that it finds, and JAX's key of a program does not say how many these were.
+    So programs for another number of cores are in another folder.
     """
     import jax
 
     if options.no_compilation_cache:
         jax.config.update("jax_compilation_cache_dir", None)
     elif not jax.config.values.get("jax_compilation_cache_dir"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "vae_jax" / "xla" / f"{num_cores()}-cores"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if getattr(options, "coordinator", None):
         where = None if options.coordinator == "auto" else options.coordinator
